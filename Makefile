@@ -1,0 +1,53 @@
+# Everything runs in .venv; versions are pinned in pyproject.toml and nowhere else.
+#   make align IMAGES=folder CONFIG=gold_yolo_n SIZE=320        make test PYTEST_ARGS="-k backbone"
+
+PYTHON ?= python3
+CONFIG ?= gold_yolo_s
+SIZE ?= 640
+IMAGES ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup align test bench doctor clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  options: PYTHON=$(PYTHON) CONFIG=$(CONFIG) SIZE=$(SIZE) IMAGES=folder PYTEST_ARGS=\"-k name\""
+
+setup: $(INSTALLED) ## Make .venv, install everything, compile Jittor (minutes, once per machine)
+	@$(RUN) -m jt_impl.runtime
+
+align: setup ## Compare the two implementations layer by layer and write a report
+	$(RUN) -m alignment_tests --config $(CONFIG) --image-size $(SIZE) $(if $(IMAGES),--images '$(IMAGES)')
+
+test: setup ## Run ruff, mypy and pytest
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+bench: setup ## Measure times and memory
+	$(RUN) -m alignment_tests.bench
+
+doctor: $(INSTALLED) ## Say what this machine lacks, and the command that mends it
+	@$(RUN) -m jt_impl.doctor
+
+clean: ## Remove .venv, reports and the tools' caches; Jittor's own cache is the user's and stays
+	rm -rf $(VENV) reports build .pytest_cache .mypy_cache .ruff_cache .benchmarks *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Jittor's cache was left alone: its kernels are kept for the next run, below $${JITTOR_HOME:-$$HOME}/.cache/jittor"
+
+# The stamp is newer than pyproject.toml when what that file pins is installed.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+		|| { echo "$(PYTHON) is not Python 3.10 to 3.12; choose one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) \
+		|| { echo "$(PYTHON) cannot make a virtual environment: apt-get install -y python3-venv" >&2; exit 1; }
+	@echo 'Installing the pinned packages: a few GB with PyTorch, once.'
+	$(RUN) -m pip install --disable-pip-version-check --editable '.[test]'
+	@touch $@

@@ -1,0 +1,76 @@
+"""The tables of the suites: which model, in which form and mode, on which images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignment_tests.pairs import Pair, seeded_pair
+from fixtures.images import drawn_images
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. ``size`` is n, s, m or l; ``image`` is (rows, columns)."""
+
+    size: str
+    mode: str = "eval"
+    form: str = "train"
+    batch: int = 1
+    image: tuple[int, int] = (128, 160)
+
+    def __str__(self) -> str:
+        rows, columns = self.image
+        return f"{self.size}-{self.mode}-{self.form}_form-batch{self.batch}-{rows}x{columns}"
+
+    @property
+    def train(self) -> bool:
+        return self.mode == "train"
+
+    def pair(self) -> Pair:
+        return seeded_pair(self.size, form=self.form)
+
+    def images(self) -> Any:
+        return drawn_images(self.batch, self.image)
+
+
+# Every module of the four sizes: both modes, both forms, batch 1 and 2, square and not.
+SMALL = [
+    case
+    for size in "nsml"
+    for case in (
+        Case(size),
+        Case(size, form="deploy", batch=2, image=(128, 128)),
+        Case(size, mode="train", batch=2),
+    )
+]
+# N and S at full size. M and L are compared at the small sizes above only: in float64 a 640x640 image of L takes a
+# 2-core machine ten minutes.
+FULL = [
+    Case("n", image=(640, 640)),
+    Case("n", form="deploy", image=(640, 640)),
+    Case("n", mode="train", batch=2, image=(640, 640)),
+    Case("s", image=(640, 640)),
+    Case("s", form="deploy", image=(480, 640)),
+    Case("s", mode="train", image=(640, 640)),
+]
+
+
+@lru_cache(maxsize=8)
+def part_inputs(case: Case, part: str) -> tuple[Any, ...]:
+    """Positional arguments of a part: what the reference's earlier parts give for the case's images.
+
+    The earlier parts run in eval mode, so that their buffers stay as they are.
+    """
+    model = case.pair().reference
+    if part == "backbone":
+        return (case.images(),)
+    with torch.no_grad():
+        model.eval()
+        maps = model.backbone(torch.from_numpy(case.images()))
+        maps = model.neck(maps) if part == "detect" else maps
+    return (tuple(np.ascontiguousarray(x.numpy()) for x in maps),)

@@ -1,0 +1,11 @@
+"""The reusable core: capture, compare, judge, localise, report. It knows no model."""
+
+from alignment_tests.harness.budget import Budget
+from alignment_tests.harness.capture import capture
+from alignment_tests.harness.compare import Comparison, compare_arrays
+from alignment_tests.harness.experiment import align
+from alignment_tests.harness.offline import compare, dump
+from alignment_tests.harness.report import Report
+from alignment_tests.harness.trace import Trace
+
+__all__ = ["Budget", "Comparison", "Report", "Trace", "align", "capture", "compare", "compare_arrays", "dump"]

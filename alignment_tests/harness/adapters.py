@@ -1,0 +1,80 @@
+"""What the harness needs of a framework, and the choice of the adapter for a model. The core knows only this."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Before = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], None]  # path, module, args, kwargs
+After = Callable[[str, Any, Any], None]  # path, module, output
+
+
+class Adapter(Protocol):
+    """One framework. Every context manager leaves the model as it found it."""
+
+    name: str
+
+    def modules(self, model: Any) -> list[tuple[str, Any]]:
+        """(path, module) of every module, the root first under ""."""
+
+    def is_tensor(self, value: Any) -> bool: ...
+
+    def to_numpy(self, tensor: Any) -> Array:
+        """The values, shape and dtype as they are; may share memory with the tensor."""
+
+    def from_numpy(self, array: Array) -> Any: ...
+
+    def key(self, tensor: Any) -> tuple[Any, ...]:
+        """Equal for two sightings of the same tensor with the same content, while ``tensor`` is alive."""
+
+    def keep(self, tensor: Any) -> Any:
+        """What to hold so that ``key`` stays unique: a weak reference where the framework has them, else the tensor."""
+
+    def alive(self, kept: Any) -> bool: ...
+
+    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> AbstractContextManager[None]: ...
+
+    def running(self, model: Any, *, train: bool) -> AbstractContextManager[None]:
+        """No gradients, the given mode in every module, a fixed random seed; modes, buffers and seed restored."""
+
+    def in_precision(self, model: Any, precision: str) -> AbstractContextManager[Any]:
+        """The model in float32 (as it is) or float64 (exact casts of its values)."""
+
+    def state(self, model: Any) -> dict[str, tuple[str, Array]]:
+        """Name -> (phase, values) of every parameter and buffer; phase is "parameter" or "buffer"."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of the framework that ``model`` belongs to.
+
+    Raises:
+        TypeError: it is a module of neither PyTorch nor Jittor.
+    """
+    bases = {f"{base.__module__.split('.')[0]}.{base.__name__}" for base in type(model).__mro__}
+    if "torch.Module" in bases and "torch" in sys.modules:
+        from alignment_tests.harness.torch_adapter import TorchAdapter
+
+        return TorchAdapter()
+    if "jittor.Module" in bases and "jittor" in sys.modules:
+        from alignment_tests.harness.jittor_adapter import JittorAdapter
+
+        return JittorAdapter()
+    raise TypeError(f"`model` must be a torch.nn.Module or a jittor.Module. Received: {type(model)}")
+
+
+def float_inputs(inputs: Any, precision: str) -> Any:
+    """The nest of numpy inputs with floating arrays cast to ``precision``; integers stay."""
+    if isinstance(inputs, dict):
+        return {key: float_inputs(item, precision) for key, item in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(float_inputs(item, precision) for item in inputs)
+    return (
+        inputs.astype(precision) if getattr(inputs, "dtype", None) is not None and inputs.dtype.kind == "f" else inputs
+    )

@@ -1,0 +1,46 @@
+"""How much error a row may have, and why. Every tolerance of the harness is stated here, once.
+
+float64: rounding is far below any difference of formula, so a fixed bar on the scale of the array finds every wrong
+eps, momentum, padding, transposed weight. float32: the candidate is measured in units of the reference's own error,
+since both are float32 programs for the same float64 function (the oracle).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one report.
+
+    Attributes:
+        float64_bar: allowed ``max|J64 - T64|`` as a share of the oracle's largest magnitude.
+        k: allowed ``max|J32 - T64|`` in units of ``max|T32 - T64|``.
+        c: floor of that allowance, in units of ``eps32 * scale``, for rows where the reference is exact or lucky.
+    """
+
+    float64_bar: float = 1e-9
+    # Two correct float32 programs sum in different orders. Jittor's oneDNN 2.2 adds the K products of a convolution
+    # one by one (its error is that of a plain loop: 0.8 to 1.1 times), PyTorch's in blocks: over K = 27 to 4608 the RMS
+    # error is 1.3 to 4.0 times PyTorch's. The largest error of an array scatters by another factor of about 2, and
+    # the next power of two leaves room for other machines. A lost digit is far beyond: half precision is 8000 times.
+    k: float = 16.0
+    # A single float32 operation errs by eps/2 of its result; a row whose reference happens to be exact (a copy, a max,
+    # a sum of two numbers) must leave the candidate room for a few roundings.
+    c: float = 4.0
+
+    def allowed(self, precision: str, reference_error: float, scale: float) -> float:
+        """Largest absolute error that passes, for an oracle of magnitude ``scale``."""
+        if precision == "float64":
+            return self.float64_bar * scale
+        if precision == "float32":
+            return max(self.k * reference_error, self.c * EPS32 * scale)
+        raise ValueError(f"`precision` must be 'float32' or 'float64'. Received: {precision!r}")
+
+
+DEFAULT_BUDGET = Budget()

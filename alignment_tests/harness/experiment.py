@@ -1,0 +1,338 @@
+"""Run both frameworks and judge: ``align`` for two live models, ``dump`` and ``compare`` for two environments.
+
+Both ways go through the same judge with the same arrays, so they give the same report. Live, the candidate's arrays
+are judged as they appear and never stored; only the reference's two runs lie on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignment_tests.harness.adapters import Adapter, Array, adapter_for
+from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
+from alignment_tests.harness.capture import run_plain, run_recorded
+from alignment_tests.harness.judge import PRECISIONS, Judge
+from alignment_tests.harness.localise import first_divergence
+from alignment_tests.harness.report import Report
+from alignment_tests.harness.repro import write_repro
+from alignment_tests.harness.trace import Call, Trace, TraceWriter
+from alignment_tests.harness.tree import OpaqueArgumentError, flatten, unflatten
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model with its adapter and what it is run on."""
+
+    adapter: Adapter
+    model: Any
+    inputs: Any
+    train: bool
+
+
+def align(
+    torch_model: Any,
+    jittor_model: Any,
+    inputs: Any,
+    *,
+    train: bool = False,
+    precisions: tuple[str, ...] = PRECISIONS,
+    isolated: bool = True,
+    budget: Budget = DEFAULT_BUDGET,
+    excused: Mapping[str, str] | None = None,
+    renamed: Mapping[str, str] | None = None,
+    title: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    build: tuple[str, str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    notify: Notify = lambda text: None,
+) -> Report:
+    """Compare every module's output of two models that hold the same weights.
+
+    Args:
+        torch_model: the reference. Modes, buffers and seeds of both models are restored.
+        jittor_model: the candidate. (Any two models of the two frameworks will do, in either place.)
+        inputs: one numpy array, or a list of positional arguments, floating ones float32 or float64.
+        train: compare in train mode (batch statistics, and the running buffers after the run).
+        precisions: "float64" (semantics) and "float32" (numerics), or one of them.
+        isolated: also run each module alone on the reference's inputs, which names the first divergence exactly.
+        budget: the limits.
+        excused: pattern on names -> reason, for what one side has and the other has not.
+        renamed: candidate's module path -> reference's, where names differ.
+        title: heading of the report.
+        settings: anything to show with it.
+        build: source code that binds ``model``, for the reference and the candidate, used in ``repro.py`` where the
+            module itself cannot be pickled.
+        folder: where the repro goes on divergence; "reports/<title>" if None.
+        notify: called with a line of text at each step.
+
+    Returns:
+        The report; ``report.raise_if_diverged()`` turns it into a test.
+
+    Raises:
+        TypeError: a model belongs to neither framework.
+        ValueError: ``precisions`` holds an unknown one.
+    """
+    if not precisions or set(precisions) - set(PRECISIONS):
+        raise ValueError(f"`precisions` must be one or both of {PRECISIONS}. Received: {precisions}")
+    reference = Side(adapter_for(torch_model), torch_model, inputs, train)
+    candidate = Side(adapter_for(jittor_model), jittor_model, inputs, train)
+    title = title or f"{type(torch_model).__name__} and {type(jittor_model).__name__}"
+    with tempfile.TemporaryDirectory(prefix="align-") as place:
+        traces = record_reference(reference, Path(place), precisions, notify)
+        judge = Judge(traces, budget, excused, renamed)
+        checks = {"weights": check_weights(reference, candidate)}
+        if "float32" in traces:
+            checks["hooks (reference)"] = hooks_fact(reference, root_outputs(traces["float32"]))
+        for precision in precisions:
+            notify(f"candidate, {precision}")
+            with candidate.adapter.in_precision(candidate.model, precision) as model:
+                hooked = Outputs(judge.sink(precision))
+                run_recorded(candidate.adapter, model, inputs, precision, hooked, train=train)
+                if precision == "float32":
+                    checks["hooks (candidate)"] = hooks_fact(candidate, hooked.outputs)
+                if isolated:
+                    notify(f"candidate, {precision}, each module alone")
+                    judge_isolated(judge, precision, reference, replace(candidate, model=model), traces)
+        report = finish(judge, precisions, title, dict(settings or {}), checks, environment(reference, candidate))
+        if report.first_divergence is None:
+            return report
+        target = Path(folder) if folder is not None else Path("reports") / slug(title)
+        return with_repro(report, reference, candidate, traces, target, build)
+
+
+def record_reference(side: Side, place: Path, precisions: tuple[str, ...], notify: Notify) -> dict[str, Trace]:
+    """Traces of the reference with inputs; float64 is always among them: it is the oracle."""
+    traces = {}
+    for precision in PRECISIONS:
+        if precision in precisions or precision == "float64":
+            notify(f"reference, {precision}")
+            traces[precision] = record(side, place / precision, precision, with_inputs=True)
+    return traces
+
+
+def record(side: Side, folder: Path, precision: str, *, with_inputs: bool) -> Trace:
+    with TraceWriter(folder) as writer, side.adapter.in_precision(side.model, precision) as model:
+        writer.trace.calls += run_recorded(
+            side.adapter, model, side.inputs, precision, writer, train=side.train, with_inputs=with_inputs
+        )
+    return writer.trace
+
+
+class Outputs:
+    """A sink that passes everything on and keeps what the root returned."""
+
+    def __init__(self, sink: Any) -> None:
+        self.sink = sink
+        self.outputs: dict[str, Array] = {}
+
+    def put(self, name: str, array: Array) -> None:
+        if name.startswith("activation/#0/"):
+            self.outputs[name.rsplit("/", 1)[1]] = np.array(array)
+        self.sink.put(name, array)
+
+    def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
+        if name.startswith("activation/#0/"):
+            self.outputs[name.rsplit("/", 1)[1]] = np.array(values())
+        self.sink.alias(name, existing, values)
+
+
+def root_outputs(trace: Trace) -> dict[str, Array]:
+    """What the model itself returned, by slot."""
+    return {name.rsplit("/", 1)[1]: trace[name] for name in trace if name.startswith("activation/#0/")}
+
+
+def hooks_fact(side: Side, hooked: Mapping[str, Array]) -> str:
+    """Run once more without hooks, in float32, and say whether the outputs are the same bit for bit."""
+    plain = run_plain(side.adapter, side.model, side.inputs, "float32", train=side.train)
+    if set(hooked) == set(plain) and all(same_values(hooked[slot], plain[slot]) for slot in plain):
+        return "hooked and unhooked outputs are bitwise equal"
+    shared = [s for s in plain if s in hooked and hooked[s].shape == plain[s].shape]
+    worst = max((float(np.abs(hooked[s] - plain[s]).max()) for s in shared), default=float("nan"))
+    return f"FAIL: the hooks change the result, by up to {worst:.3g}"
+
+
+def check_weights(reference: Side, candidate: Side) -> str:
+    """Both models must hold the same numbers, bit for bit, or nothing else can be compared."""
+    theirs = {name: array for name, (_, array) in reference.adapter.state(reference.model).items()}
+    ours = {name: array for name, (_, array) in candidate.adapter.state(candidate.model).items()}
+    shared = [name for name in theirs if name in ours]
+    different = [name for name in shared if not same_values(ours[name], theirs[name])]
+    if not shared:
+        return "FAIL: the models share no parameter name"
+    if different:
+        return f"FAIL: {len(different)} of {len(shared)} arrays differ, first {different[0]}; convert first"
+    return f"{len(shared)} parameters and buffers are equal bit for bit"
+
+
+def same_values(actual: Array, expected: Array) -> bool:
+    return actual.dtype == expected.dtype and actual.shape == expected.shape and actual.tobytes() == expected.tobytes()
+
+
+def judge_isolated(judge: Judge, precision: str, reference: Side, candidate: Side, traces: Mapping[str, Trace]) -> None:
+    """Each call of the candidate alone on the reference's recorded inputs, against the reference alone in float64."""
+    trace = traces[precision]
+    modules = {judge.renamed.get(path, path): m for path, m in candidate.adapter.modules(candidate.model)}
+    with (
+        candidate.adapter.running(candidate.model, train=candidate.train),
+        isolated_oracle(reference, precision, traces) as oracle_of,
+    ):
+        for call in trace.calls:
+            names = output_names(trace, call)
+            if call.module == "":  # alone, the root does what it did: reuse
+                for name in names:
+                    if (name, precision) in judge.accumulated:
+                        judge.isolated[name, precision] = judge.accumulated[name, precision]
+            elif call.module in modules:
+                judge_call(judge, precision, candidate.adapter, modules[call.module], trace, call, oracle_of(call))
+
+
+def judge_call(
+    judge: Judge,
+    precision: str,
+    adapter: Adapter,
+    module: Any,
+    trace: Trace,
+    call: Call,
+    oracle: Mapping[str, Array],
+) -> None:
+    names = output_names(trace, call)
+    try:
+        found = run_alone(adapter, module, trace, call, precision)
+    except Exception as error:  # any failure of the user's module is a finding of the report, not of the harness
+        for name in names:
+            judge.fail_isolated(precision, name, f"the candidate's module raises {type(error).__name__}: {error}"[:500])
+        return
+    for name in names:
+        slot = name.rsplit("/", 1)[1]
+        if slot in found:
+            judge.take_isolated(precision, name, found[slot], oracle[slot])
+        else:
+            judge.fail_isolated(precision, name, f"the candidate's module returns no output {slot}")
+
+
+@contextmanager
+def isolated_oracle(
+    reference: Side, precision: str, traces: Mapping[str, Trace]
+) -> Iterator[Callable[[Call], dict[str, Array]]]:
+    """What a call gives in float64 on the inputs recorded in ``precision``; in float64 that is on record already."""
+    trace = traces[precision]
+    if precision == "float64":
+        yield lambda call: {name.rsplit("/", 1)[1]: trace[name] for name in output_names(trace, call)}
+        return
+    adapter = reference.adapter
+    with adapter.in_precision(reference.model, "float64") as model, adapter.running(model, train=reference.train):
+        modules = dict(adapter.modules(model))
+        yield lambda call: run_alone(adapter, modules[call.module], trace, call, "float64")
+
+
+def run_alone(adapter: Adapter, module: Any, trace: Trace, call: Call, precision: str) -> dict[str, Array]:
+    """Outputs by slot of one module, called as it was in the trace, floating inputs cast to ``precision``.
+
+    Raises:
+        OpaqueArgumentError: an argument was neither a tensor nor a plain value.
+    """
+
+    def leaf(slot: str) -> Any:
+        array = trace[f"input/{call.name}/{slot}"]
+        return adapter.from_numpy(array.astype(precision) if array.dtype.kind == "f" else array)
+
+    arguments = unflatten(call.arguments, leaf)
+    tensors, _ = flatten(module(*arguments["args"], **arguments["kwargs"]), adapter.is_tensor)
+    return {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
+
+
+def output_names(trace: Trace, call: Call) -> list[str]:
+    slots: list[str] = []
+
+    def note(slot: str) -> None:
+        slots.append(slot)
+
+    try:
+        unflatten(call.output, note)
+    except OpaqueArgumentError:
+        slots = [n.rsplit("/", 1)[1] for n in trace if n.startswith(f"activation/{call.name}/")]
+    return [f"activation/{call.name}/{slot}" for slot in slots]
+
+
+def finish(
+    judge: Judge,
+    precisions: tuple[str, ...],
+    title: str,
+    settings: dict[str, Any],
+    checks: dict[str, str],
+    surroundings: dict[str, dict[str, Any]],
+) -> Report:
+    rows, coverage = judge.rows(precisions), judge.coverage(precisions)
+    return Report(
+        title=title,
+        rows=rows,
+        coverage=coverage,
+        first_divergence=first_divergence(rows, judge.oracle.calls, coverage.missing),
+        budget=judge.budget,
+        settings=settings,
+        environment=surroundings,
+        details=judge.details(),
+        checks=checks,
+    )
+
+
+def with_repro(
+    report: Report,
+    reference: Side,
+    candidate: Side,
+    traces: Mapping[str, Trace],
+    folder: Path,
+    build: tuple[str, str] | None,
+) -> Report:
+    """Write the repro of the first divergence, where it is a module's call, and note its folder in the report."""
+    blamed = report.first_divergence
+    assert blamed is not None
+    trace = traces.get(blamed.precision)
+    call = None
+    if trace is not None and blamed.name.startswith("activation/"):
+        call = next((c for c in trace.calls if blamed.name.startswith(f"activation/{c.name}/")), None)
+    if trace is None or call is None:
+        return report
+    outputs = {}
+    for name, side in (("reference", reference), ("candidate", candidate)):
+        with (
+            side.adapter.in_precision(side.model, blamed.precision) as model,
+            side.adapter.running(model, train=side.train),
+        ):
+            module = dict(side.adapter.modules(model)).get(call.module)
+            try:
+                outputs[name] = run_alone(side.adapter, module, trace, call, blamed.precision)
+            except Exception:  # the module itself is what fails; the repro shows it
+                outputs[name] = {}
+    target = write_repro(folder / "repro", blamed, call, trace, (reference, candidate), outputs, build)
+    return replace(report, first_divergence=replace(blamed, repro=str(target)))
+
+
+def environment(reference: Side | None, candidate: Side | None) -> dict[str, dict[str, Any]]:
+    here = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": os.cpu_count(),
+    }
+    found: dict[str, dict[str, Any]] = {"harness": here}
+    for name, side in (("reference", reference), ("candidate", candidate)):
+        if side is not None:
+            found[name] = side.adapter.describe()
+    return found
+
+
+def slug(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"

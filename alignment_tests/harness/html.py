@@ -1,0 +1,171 @@
+"""A report as one HTML page that opens offline: no file, font or script beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from alignment_tests.harness import render
+from alignment_tests.harness.compare import Comparison
+from alignment_tests.harness.plots import Plot, all_plots, steps
+from alignment_tests.harness.render import Drift
+from alignment_tests.harness.report import Report, Row
+
+DEFAULT_LANGUAGE = "en"
+FIELDS = [field.name for field in fields(Comparison)]
+EXACT = ("cosine", "worst_actual", "worst_expected")  # kept with every digit; other numbers with six
+
+
+def report_page(report: Report, baseline: dict[str, Any] | None = None, *, lang: str = DEFAULT_LANGUAGE) -> str:
+    """The whole page. ``baseline`` is an older report.json; ``lang`` is "en" or "zh".
+
+    Raises:
+        ValueError: the language is unknown.
+    """
+    strings = language(lang)
+    drifted = None if baseline is None else render.drift(report, baseline)
+    plots = all_plots(report)
+    environment = Environment(
+        loader=FileSystemLoader(render.TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=render.number, times=render.times, percent=render.percent, data_uri=_data_uri)
+    page = environment.get_template("report.html.j2").render(
+        lang=lang,
+        t=strings,
+        report=report,
+        state=render.state(report),
+        caveats=render.caveats(report),
+        problems=render.other_problems(report),
+        totals=_totals(report),
+        tiles=_tiles(report, strings),
+        plots=plots,
+        parts=render.parts(report),
+        counts=render.counts(report),
+        ratios={measure: render.ratios(report, measure) for measure in ("accumulated", "isolated")},
+        excuses=render.excuses(report),
+        drift=drifted,
+        worse=f"{render.WORSE:g}",
+        data=safe_json(_data(report, strings, drifted, plots)),
+    )
+    return render.printable(page)
+
+
+@cache
+def _all_strings() -> dict[str, dict[str, str]]:
+    return json.loads((render.TEMPLATES / "strings.json").read_text(encoding="utf-8"))
+
+
+def language(lang: str) -> dict[str, str]:
+    """The page's words in one language."""
+    known = _all_strings()
+    if lang not in known:
+        raise ValueError(f"`lang` must be one of {', '.join(known)}. Received: {lang!r}")
+    return known[lang]
+
+
+def safe_json(data: Any) -> str:
+    """JSON that may stand in a <script>: ASCII only, no markup, NaN and Inf as text."""
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return {"inf": "Infinity", "-inf": "-Infinity"}.get(str(data), "NaN")
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def _data_uri(plot: Plot) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(plot.svg.encode()).decode()
+
+
+def _totals(report: Report) -> dict[str, int]:
+    verdicts = [row.verdict for row in report.rows]
+    return {"passed": verdicts.count("pass"), "failing": verdicts.count("fail"), "excused": verdicts.count("excused")}
+
+
+def _tiles(report: Report, strings: dict[str, str]) -> list[dict[str, Any]]:
+    """Key numbers: value, words, whether it is bad news, and the filter of the table that shows it."""
+    whole, alone = (render.ratios(report, measure).quantiles for measure in ("accumulated", "isolated"))
+    totals = _totals(report)
+    float64 = [row for row in report.rows if row.precision == "float64"]
+    worst64 = max((part.worst_float64 for part in render.parts(report) if part.worst_float64 is not None), default=None)
+    unmatched = len(report.coverage.missing) + len(report.coverage.unexpected)
+    failed = sum(fact.startswith("FAIL") for fact in report.checks.values())
+    bar, k = render.number(report.budget.float64_bar), render.number(report.budget.k)
+    passed = f"{len(report.checks) - failed} / {len(report.checks)}"
+    above = any(row.verdict == "fail" for row in float64)
+    return [
+        _tile(len(report.rows), strings["rows_compared"], not report.rows),
+        _tile(totals["failing"], strings["rows_failing"], bool(report.failures), "fail"),
+        _tile(render.number(worst64), strings["float64_max"].format(bar=bar), above),
+        _tile(render.times(whole.get("max")), strings["ratio_max"].format(k=k)),
+        _tile(render.times(alone.get("max")), strings["ratio_max_isolated"]),
+        _tile(render.times(whole.get("99 %")), strings["ratio_99"]),
+        _tile(totals["excused"], strings["rows_excused"], verdict="excused"),
+        _tile(len(report.coverage.excused), strings["names_excused"]),
+        _tile(unmatched, strings["names_unmatched"], bool(unmatched)),
+        _tile(passed, strings["checks_passed"], bool(failed)),
+    ]
+
+
+def _tile(value: object, words: str, bad: bool = False, verdict: str | None = None) -> dict[str, Any]:
+    return {"value": value, "words": words, "bad": bad, "verdict": verdict if value else None}
+
+
+def _data(report: Report, strings: dict[str, str], drifted: Drift | None, plots: Iterable[Plot]) -> dict[str, Any]:
+    """What the page's script needs: the rows, the words, and which row stands where in the plot along depth."""
+    places = {id(row): place for place, row in enumerate(report.rows)}
+    depth = next((plot for plot in plots if plot.key == "depth"), None)
+    return {
+        "rows": [_row(row, drifted) for row in report.rows],
+        "drift": drifted is not None,
+        "words": strings,
+        "fields": FIELDS,
+        "frame": depth and depth.frame,
+        "steps": [[places[id(row)] for row in step.rows.values()] for step in steps(report)] if depth else [],
+    }
+
+
+def _row(row: Row, drifted: Drift | None) -> dict[str, Any]:
+    whole, alone = row.accumulated, row.isolated
+    return {
+        "index": row.index,
+        "verdict": row.verdict,
+        "phase": row.phase,
+        "part": render.part_of(row),
+        "name": row.name,
+        "kind": row.kind,
+        "precision": row.precision,
+        "reason": row.reason,
+        "used": _rounded(render.budget_used(row)),
+        "drift": _rounded(drifted and drifted.factors.get((row.name, row.precision))),
+        "accumulated": _comparison(whole),
+        "isolated": _comparison(alone),
+    }
+
+
+def _comparison(comparison: Comparison | None) -> list[Any] | None:
+    """Values in the order of FIELDS."""
+    if comparison is None:
+        return None
+    return [getattr(comparison, key) if key in EXACT else _rounded(getattr(comparison, key)) for key in FIELDS]
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

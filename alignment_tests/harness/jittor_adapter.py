@@ -1,0 +1,154 @@
+"""The harness's view of Jittor. The model brings Jittor with it, so it is imported, prepared, by then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jittor as jt
+import numpy as np
+
+from alignment_tests.harness.adapters import After, Array, Before
+
+CASTS_TO_FLOAT32 = ("float", "float32", "float_auto")
+
+
+class JittorAdapter:
+    name = "jittor"
+
+    def modules(self, model: Any) -> list[tuple[str, Any]]:
+        return list(model.named_modules())
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, jt.Var)
+
+    def to_numpy(self, tensor: Any) -> Array:
+        return tensor.numpy()
+
+    def from_numpy(self, array: Array) -> Any:
+        wide = array.dtype in (np.float64, np.int64)  # jt.array would make them 32 bits wide
+        array = np.ascontiguousarray(array)
+        return jt.array64(array) if wide else jt.array(array)
+
+    def key(self, tensor: Any) -> tuple[Any, ...]:
+        return (id(tensor),)
+
+    def keep(self, tensor: Any) -> Any:
+        return tensor  # Jittor's variables take no weak references
+
+    def alive(self, kept: Any) -> bool:
+        return True
+
+    @contextmanager
+    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> Iterator[None]:
+        """Jittor keeps one hook of a kind per module and removing it takes the user's away: wrap ``execute``."""
+        for path, module in modules:
+            module.__dict__["execute"] = _observed(path, module, module.execute, before, after)
+        try:
+            yield
+        finally:
+            for _, module in modules:
+                original = module.__dict__.pop("execute").original
+                if original is not None:
+                    module.__dict__["execute"] = original
+
+    @contextmanager
+    def running(self, model: Any, *, train: bool) -> Iterator[None]:
+        modules = [module for _, module in self.modules(model)]
+        modes = [(module, module.__dict__.get("is_train")) for module in modules]
+        values = [(var, var.numpy()) for var in _buffers(modules)] if train else []
+        seed = jt.get_seed()
+        for module in modules:
+            module.is_train = train  # eval() would also stop the gradients of every parameter
+        jt.set_seed(0)
+        try:
+            with jt.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                if mode is None:
+                    del module.is_train
+                else:
+                    module.is_train = mode
+            for var, value in values:
+                var.update(self.from_numpy(value).stop_grad())
+            jt.set_seed(seed)
+
+    @contextmanager
+    def in_precision(self, model: Any, precision: str) -> Iterator[Any]:
+        """float64 swaps every variable of the model for its exact cast and swaps it back: no copy is reliable.
+
+        Casts to float32 that the model's own code makes (Jittor's resnets do before their last layer) are void
+        meanwhile, else no formula behind them could be judged.
+        """
+        if precision == "float32":
+            yield model
+            return
+        casts = {name: getattr(jt.Var, name) for name in CASTS_TO_FLOAT32}
+        for name, cast in casts.items():
+            setattr(jt.Var, name, _keeping_float64(cast))
+        swapped = []
+        for _, module in self.modules(model):
+            for name, var in list(module.__dict__.items()):
+                if isinstance(var, jt.Var) and str(var.dtype) == "float32":
+                    swapped.append((module, name, var))
+                    wide = jt.array64(var.numpy().astype(np.float64))
+                    module.__dict__[name] = wide.stop_grad() if var.is_stop_grad() else wide
+        try:
+            yield model
+        finally:
+            for module, name, var in swapped:
+                module.__dict__[name] = var
+            for name, cast in casts.items():
+                setattr(jt.Var, name, cast)
+
+    def state(self, model: Any) -> dict[str, tuple[str, Array]]:
+        found = {}
+        for path, module in self.modules(model):
+            for name, var in module.__dict__.items():
+                if isinstance(var, jt.Var) and not name.startswith("_"):
+                    # a buffer is a variable without gradient; PyTorch's side decides what a name really is
+                    phase = "buffer" if var.is_stop_grad() else "parameter"
+                    found[f"{path}.{name}" if path else name] = (phase, var.numpy())
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        compiler = jt.compiler
+        return {
+            "framework": "jittor",
+            "version": jt.__version__,
+            "device": "cuda" if jt.flags.use_cuda else "cpu",
+            "compiler": compiler.cc_path,
+            "cc_flags": _optimisation(compiler.cc_flags),
+            "kernel_flags": " ".join(compiler.kernel_opt_flags.split()),
+            "onednn": bool(jt.compile_extern.use_mkl),
+        }
+
+
+def _observed(path: str, module: Any, execute: Any, before: Before, after: After) -> Any:
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        before(path, module, args, kwargs)
+        output = execute(*args, **kwargs)
+        after(path, module, output)
+        return output
+
+    observed.original = module.__dict__.get("execute")  # type: ignore[attr-defined]
+    return observed
+
+
+def _keeping_float64(cast: Any) -> Any:
+    return lambda var: var if str(var.dtype) == "float64" else cast(var)
+
+
+def _buffers(modules: list[Any]) -> list[Any]:
+    return [
+        value
+        for module in modules
+        for value in module.__dict__.values()
+        if isinstance(value, jt.Var) and value.is_stop_grad()
+    ]
+
+
+def _optimisation(flags: str) -> str:
+    return " ".join(flag for flag in flags.split() if flag.startswith(("-O", "-march", "-ffast", "-fno")))

@@ -1,0 +1,126 @@
+"""The harness's view of PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignment_tests.harness.adapters import After, Array, Before
+
+
+class TorchAdapter:
+    name = "torch"
+
+    def modules(self, model: Any) -> list[tuple[str, Any]]:
+        return list(model.named_modules())
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def to_numpy(self, tensor: Any) -> Array:
+        return tensor.detach().cpu().numpy()
+
+    def from_numpy(self, array: Array) -> Any:
+        return torch.from_numpy(np.array(array))  # a copy: an in-place operation must not reach the recorded array
+
+    def key(self, tensor: Any) -> tuple[Any, ...]:
+        return id(tensor), tensor._version
+
+    def keep(self, tensor: Any) -> Any:
+        return weakref.ref(tensor)
+
+    def alive(self, kept: Any) -> bool:
+        return kept() is not None
+
+    @contextmanager
+    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> Iterator[None]:
+        handles = []
+        try:
+            for path, module in modules:
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda m, args, kwargs, path=path: before(path, m, args, kwargs), with_kwargs=True
+                    )
+                )
+                handles.append(module.register_forward_hook(lambda m, args, out, path=path: after(path, m, out)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def running(self, model: Any, *, train: bool) -> Iterator[None]:
+        restore_ieee_arithmetic()
+        modes = [(module, module.training) for module in model.modules()]
+        # In eval mode too: a model may count or cache. A buffer may also be replaced, or made by the first call.
+        buffers = [
+            (module, name, buffer, None if buffer is None else buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+        ]
+        model.train(train)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    module._buffers[name] = buffer if buffer is None else buffer.copy_(value)
+
+    @contextmanager
+    def in_precision(self, model: Any, precision: str) -> Iterator[Any]:
+        """float64 is a copy. Casts to float32 by the model's own code are void meanwhile, as on Jittor's side."""
+        if precision == "float32":
+            yield model
+            return
+        cast, own = torch.Tensor.float, torch.Tensor.__dict__.get("float")
+        torch.Tensor.float = lambda tensor, *args, **kwargs: (
+            tensor if tensor.dtype == torch.float64 else cast(tensor, *args, **kwargs)
+        )
+        try:
+            yield copy.deepcopy(model).double()
+        finally:
+            if own is None:  # it is inherited
+                del torch.Tensor.float
+            else:
+                torch.Tensor.float = own
+
+    def state(self, model: Any) -> dict[str, tuple[str, Array]]:
+        parameters = {name: ("parameter", self.to_numpy(value)) for name, value in model.named_parameters()}
+        buffers = {name: ("buffer", self.to_numpy(value)) for name, value in model.named_buffers()}
+        return parameters | buffers
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "framework": "torch",
+            "version": torch.__version__,
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "mkldnn": torch.backends.mkldnn.is_available(),
+        }
+
+
+def subnormals_survive() -> bool:
+    """Probe: do numpy and torch compute with subnormal numbers in this thread, or are they flushed to zero?"""
+    tiny = np.full(4, 1e-40, np.float32)
+    return bool((tiny * np.float32(1.0) > 0).all() and (torch.from_numpy(tiny) * 1.0 > 0).all())
+
+
+def restore_ieee_arithmetic() -> None:
+    """Undo flush-to-zero, which a library built with -Ofast sets for the whole thread when it loads.
+
+    Raises:
+        RuntimeError: the probe still finds subnormals flushed; the reference would not be the reference.
+    """
+    torch.set_flush_denormal(False)
+    if not subnormals_survive():
+        raise RuntimeError("subnormals are flushed to zero in this thread: run the reference in a process of its own")

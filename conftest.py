@@ -1,0 +1,32 @@
+"""Hooks the harness's plugin into pytest, and holds the fixtures of more than one suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jt_impl.runtime import progress
+
+pytest_plugins = ["alignment_tests.harness.plugin"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_progress(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What Jittor compiles, on the real stderr: a first run compiles for minutes."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    context = progress()
+    with capture.global_and_fixture_disabled():
+        context.__enter__()
+    yield
+    context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Arrays and inventories recorded from the public implementation. They lie beside a checkout, never inside."""
+    folder = Path(__file__).resolve().parent.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"the golden data of the public implementation is not here: {folder}")
+    return folder

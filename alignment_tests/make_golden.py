@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 import torch_ref
 from alignment_tests.recordings import INPUTS, Variant, buffers, record, seeded_model, training_model
 from fixtures.config import config_names, load_config
 from fixtures.golden import FOLDER, OWN_SAMPLES, Summary, write_summaries
-from fixtures.structure import COUNTER, FORMS, TABLE, digests
+from fixtures.structure import COUNTER, FORMS, GFLOPS_FORMS, TABLE, digests
 from torch_ref.info import conv_macs, entries
 
 # Convolutions over the gathered map of the high stage, whose size is rounded up.
@@ -37,16 +38,16 @@ def own_path(size: str, mode: str, folder: Path = FOLDER) -> Path:
 
 def structure(name: str) -> dict[str, Any]:
     """One configuration's row of the table that ``fixtures.structure`` reads."""
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {form: {"parameters": {}} for form in FORMS}
     for classes in (10, 80):
         for form, model in forms(name, classes).items():
-            cell = row.setdefault(form, {"parameters": {}, "gflops_640": {}})
-            macs = conv_macs(model, (640, 640))
-            cell["parameters"][str(classes)] = sum(p.numel() for p in model.parameters())
-            cell["gflops_640"][str(classes)] = 2e-9 * sum(macs.values())
-            cell["digests"] = digests(entries(model), classes)
-            cell["counters"] = sum(key.endswith(COUNTER) for key, _ in entries(model))
-            row["high_stage_gflops_640"] = 2e-9 * sum(n for path, n in macs.items() if path.startswith(HIGH_STAGE))
+            row[form]["parameters"][str(classes)] = sum(p.numel() for p in model.parameters())
+            row[form]["digests"] = digests(entries(model), classes)
+            row[form]["counters"] = sum(key.endswith(COUNTER) for key, _ in entries(model))
+            if form in GFLOPS_FORMS:
+                macs = conv_macs(model, (640, 640))
+                row[form].setdefault("gflops_640", {})[str(classes)] = 2e-9 * sum(macs.values())
+                row["high_stage_gflops_640"] = 2e-9 * sum(n for path, n in macs.items() if path.startswith(HIGH_STAGE))
     return row
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch_ref
 from alignment_tests.harness.compare import compare_arrays
 from alignment_tests.make_golden import OWN_SIZES, own_path, own_recording, structure
 from alignment_tests.recordings import INPUTS, Variant, buffers, parse, record, run, seeded_model, training_model
-from alignment_tests.units import UNITS, unit_output
+from alignment_tests.units import UNITS, unit_arrays
 from fixtures.config import config_names, load_config
 from fixtures.golden import (
     OWN_SAMPLES,
@@ -135,14 +136,14 @@ def torch_rows(tag: str, form: str) -> list[list[Any]]:
 
 def jittor_rows(tag: str, form: str) -> list[list[Any]]:
     """Key, shape, dtype, trainable. Jittor does not tell a frozen parameter from a buffer."""
-    import jt_impl
-    from converters.jittor_io import named_vars
+    from jt_impl.model import build_model, fuse
 
-    model = jt_impl.build_model(parse(tag).config)
+    model = build_model(parse(tag).config)
     if form == "deploy":
-        model = jt_impl.fuse(model, fold_norms=False)
+        model = fuse(model, fold_norms=False)
         model.train()  # in eval mode Jittor stops the gradients of all parameters
-    return [[name, list(v.shape), str(v.dtype), not v.is_stop_grad()] for name, v in named_vars(model).items()]
+    named = converters.adapter(model).named_vars(model)
+    return [[name, list(var.shape), str(var.dtype), not var.is_stop_grad()] for name, var in named.items()]
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
@@ -171,7 +172,7 @@ def test_counts(shared_golden: Path, tag: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 10, 20, 80])
-@pytest.mark.parametrize("head", ["n", "n_dfl", "s", "m", "l"])
+@pytest.mark.parametrize("head", ["n", "n_dfl", "s"])
 def test_counts_at_other_numbers_of_classes(shared_golden: Path, head: str, classes: int) -> None:
     expected = load_json(shared_golden / "inventory" / "summary.json")["all_heads"][f"{head}_nc{classes}_std"]
     total = sum(p.numel() for p in shadow(f"{head}_nc{classes}").parameters())
@@ -256,7 +257,7 @@ def drawn_alike(values: Array, row: dict[str, float]) -> bool:
 def test_module_alone(shared_golden: Path, name: str, package: str) -> None:
     with np.load(shared_golden / "units" / "modules.npz") as file:
         expected = file[name]
-    actual = unit_output(package, name)
+    actual = unit_arrays(package, UNITS[name])["output"]
     assert actual.shape == expected.shape
     assert actual.dtype == np.float64
     # The bar between the frameworks is 1e-9.
@@ -271,17 +272,28 @@ def test_every_recorded_module_is_tested(shared_golden: Path) -> None:
 # ---- the whole network in eval mode
 
 
+@lru_cache(maxsize=8)
+def evaluated(tag: str, images: str) -> tuple[dict[str, Summary], Array]:
+    """Every module's output and the detections of one pass in float64."""
+    kept: list[Array] = []
+    model = seeded_model(parse(tag))
+    handle = model.register_forward_hook(lambda _module, _inputs, output: kept.append(output.numpy()))
+    modules = record(model, INPUTS[images])
+    handle.remove()
+    return modules, kept[0]
+
+
 @pytest.mark.parametrize(("tag", "images"), EVAL_RUNS)
 def test_every_module(shared_golden: Path, tag: str, images: str) -> None:
     expected = read_summaries(shared_golden / "eval" / f"{tag}_{images}_modules.npz")
-    assert_close(record(seeded_model(parse(tag)), INPUTS[images]), expected)
+    assert_close(evaluated(tag, images)[0], expected)
 
 
 @pytest.mark.parametrize(("tag", "images"), DETECTION_RUNS)
 def test_detections(shared_golden: Path, tag: str, images: str) -> None:
     with np.load(shared_golden / "eval" / f"{tag}_det.npz") as file:
         expected = file[f"{images}_f64"]
-    assert_same_detections(run(seeded_model(parse(tag)), INPUTS[images]).numpy(), expected)
+    assert_same_detections(evaluated(tag, images)[1], expected)
 
 
 @pytest.mark.parametrize(("tag", "images"), DETECTION_RUNS)
@@ -342,7 +354,7 @@ def test_the_official_like_checkpoint(shared_golden: Path, package: str, form: s
 # ---- the whole network in train mode
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=len(TRAIN_RUNS))
 def training_run(tag: str, side: int) -> tuple[dict[str, Summary], dict[str, Summary], dict[str, Summary]]:
     """Modules, running statistics and outputs of one forward pass in train mode."""
     model, outputs = training_model(parse(tag)), {}
@@ -414,7 +426,7 @@ def test_own_structure_table(name: str) -> None:
     assert structure(name) == table()[name]
 
 
-SEEN = {
+SEEN: dict[str, Callable[[Array], Array]] = {
     "one element off by 1e-9": lambda x: np.where(np.arange(x.size) == 3, x + 1e-9 * np.abs(x).max(), x),
     "shuffled": lambda x: x[::-1],
     "sign-flipped": lambda x: -x,

@@ -203,3 +203,55 @@ def test_a_model_of_no_framework_is_refused() -> None:
 def test_an_unknown_precision_is_refused(pair: Pair) -> None:
     with pytest.raises(ValueError, match="precisions"):
         align(pair.reference, pair.candidate, IMAGES, precisions=("float16",))
+
+
+class Sliced(torch.nn.Module):
+    """Gives its child an argument that is no tensor and no plain value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+        self.child = Columns()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.child(self.inner(x), slice(0, 2))
+
+
+class Columns(torch.nn.Module):
+    def forward(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
+        return x[:, columns]
+
+
+def test_a_call_that_cannot_be_repeated_is_told_and_not_blamed() -> None:
+    report = align(model := Sliced(), model, np.ones((2, 4), np.float32))
+    assert report.aligned
+    assert "child#0" in report.checks["isolated"]
+    assert {row.isolated is None for row in report.rows if row.module == "child"} == {True}
+
+
+def renamed_pair() -> tuple[torch.nn.Module, torch.nn.Module]:
+    reference = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    candidate = torch.nn.Sequential()
+    candidate.add_module("product", reference[0])
+    candidate.add_module("act", reference[1])
+    return reference, candidate
+
+
+def test_renamed_modules_are_compared_weights_included(tmp_path: Path) -> None:
+    renamed = {"product": "0", "act": "1"}
+    reference, candidate = renamed_pair()
+    report = align(reference, candidate, np.ones((2, 4), np.float32), renamed=renamed)
+    assert report.aligned
+    assert report.coverage.compared == {"activation": 3, "parameter": 2}
+    assert all(row.isolated is not None for row in report.rows if row.phase == "activation")
+
+
+def test_the_repro_of_a_renamed_module_is_written(tmp_path: Path) -> None:
+    reference, _ = renamed_pair()
+    _, candidate = renamed_pair()
+    report = align(
+        reference, candidate, np.ones((2, 4), np.float32), renamed={"product": "0", "act": "1"}, folder=tmp_path
+    )
+    assert report.first_divergence is not None
+    assert report.first_divergence.module == "0"
+    assert (tmp_path / "repro" / "repro.py").is_file() == report.first_divergence.name.startswith("activation/")

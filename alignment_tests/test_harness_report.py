@@ -330,7 +330,7 @@ def test_markdown_tables_have_even_rows(kind: str) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
-@pytest.mark.parametrize("words", ["DIVERGED", "neck.bad.bn", "reports/repro", "50 %", "above 4", "Jittor keeps none"])
+@pytest.mark.parametrize("words", ["DIVERGED", "neck.bad.bn", "reports/repro", "50 %", "above 16", "Jittor keeps none"])
 def test_markdown_tells(words: str) -> None:
     assert words in render.summary_markdown(sample("diverged"))
 
@@ -423,7 +423,7 @@ def test_drift_finds_rows_that_came_and_went() -> None:
 
 
 def test_drift_finds_a_loosened_budget() -> None:
-    assert "budget.k: 4.0 -> 8.0" in drift_from(GOOD, budget=Budget(k=8.0)).context
+    assert "budget.k: 16.0 -> 8.0" in drift_from(GOOD, budget=Budget(k=8.0)).context
 
 
 def test_drift_finds_another_environment() -> None:
@@ -452,7 +452,7 @@ def test_parts_are_in_execution_order() -> None:
 def test_ratio_distribution_counts_shares_above_each_limit() -> None:
     rows = [row for i, r in enumerate((0.5, 1.5, 2.5, 5.0)) for row in rows_of(f"m{i}", i, {"float32": r * 2e-7})]
     found = render.ratios(report_of(rows), "accumulated")
-    assert found.above == {"1": 0.75, "2": 0.5, "3": 0.25, "4": 0.25}
+    assert found.above == {"1": 0.75, "2": 0.5, "3": 0.25, "16": 0.0}
     assert found.quantiles["max"] == pytest.approx(5.0)
 
 

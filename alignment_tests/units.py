@@ -1,4 +1,4 @@
-"""Modules alone in float64 with seeded weights, built the same way from either package."""
+"""Modules alone with seeded weights, built the same way from either package and run in either precision."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ import converters
 from fixtures.config import NormConfig, TransformerConfig
 from fixtures.seeded import seeded_state, uniform
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
+Size = tuple[int, int]
 
 NORM, GLOBAL_NORM = NormConfig(1e-3, 0.03), NormConfig(1e-5, 0.1)
 TRANSFORMER = TransformerConfig(
     depth=2, dim=24, heads=4, key_dim=8, mlp_ratio=1, attention_ratio=2, pool_stride=2, drop_path=0.1
 )
+# Where "primitives" are built from: the framework's own modules on one side, what stands in for them on the other.
+PRIMITIVES = {"torch_ref": "torch.nn", "jt_impl": "jt_impl.layers"}
 
 
 def signed(seed: int, *shape: int) -> Array:
@@ -30,38 +33,39 @@ def signed(seed: int, *shape: int) -> Array:
 
 @dataclass(frozen=True)
 class Unit:
-    """``build(package_module)`` gives a module or a function; ``inputs`` are its positional arguments."""
+    """``build(file)`` gives a module or a function from a file of a package; ``inputs`` are positional arguments."""
 
     file: str
     build: Callable[[Any], Any]
     inputs: tuple[Any, ...]
+    train: bool = False
 
 
-def injection(local: tuple[int, int], gathered: tuple[int, int]) -> Unit:
+def injection(local: Size, gathered: Size) -> Unit:
     inputs = (signed(1, 2, 6, *local), signed(2, 2, 6, *gathered))
     return Unit("fusion", lambda room: room.Injection(6, 6, 6, norm=GLOBAL_NORM), inputs)
 
 
-def pool(size: tuple[int, int], out: tuple[int, int], mode: str) -> Unit:
+def pool(size: Size, out: Size, mode: str = "torch") -> Unit:
     return Unit("layers", lambda room: lambda x: room.adaptive_avg_pool2d(x, out, mode), (signed(3, 1, 3, *size),))
 
 
-def bilinear(size: tuple[int, int], out: tuple[int, int]) -> Unit:
+def bilinear(size: Size, out: Size) -> Unit:
     return Unit("layers", lambda room: lambda x: room.resize_bilinear(x, out), (signed(4, 1, 3, *size),))
 
 
-def pooling_block(kind: str, act: str) -> Unit:
-    return Unit(
-        "layers", lambda room: getattr(room, kind)(8, 8, norm=NORM, act=getattr(room, act)), (signed(18, 1, 8, 9, 7),)
-    )
+def pooling_block(kind: str, act: str, size: Size = (9, 7)) -> Unit:
+    inputs = (signed(18, 1, 8, *size),)
+    return Unit("layers", lambda room: getattr(room, kind)(8, 8, norm=NORM, act=getattr(room, act)), inputs)
 
 
 def csp(out: int, count: int, ratio: float, block: str) -> Unit:
-    return Unit(
-        "layers",
-        lambda room: room.BepC3(12, out, count, ratio=ratio, block=block, norm=NORM),
-        (signed(19, 1, 12, 6, 5),),
-    )
+    inputs = (signed(19, 1, 12, 6, 5),)
+    return Unit("layers", lambda room: room.BepC3(12, out, count, ratio=ratio, block=block, norm=NORM), inputs)
+
+
+def fusion(build: Callable[[Any], Any], *inputs: Any) -> Unit:
+    return Unit("fusion", build, inputs)
 
 
 PYRAMID = [signed(5, 1, 2, 52, 32), signed(6, 1, 3, 26, 16), signed(7, 1, 4, 13, 8)]
@@ -69,6 +73,7 @@ FOUR_MAPS = [signed(8, 1, 2, 32, 48), signed(9, 1, 2, 16, 24), signed(10, 1, 2, 
 THREE_MAPS = [signed(14, 1, 4, 16, 24), signed(15, 1, 4, 8, 12), signed(16, 1, 4, 4, 6)]
 GEOMETRIES = [((13, 20), (7, 10)), ((52, 80), (7, 10)), ((7, 7), (4, 4)), ((20, 20), (10, 10)), ((8, 13), (4, 7))]
 
+# As recorded from the public implementation (golden/UNITS.md).
 UNITS: dict[str, Unit] = {
     "inject_same": injection((8, 10), (8, 10)),
     "inject_up": injection((8, 10), (3, 5)),
@@ -76,11 +81,11 @@ UNITS: dict[str, Unit] = {
     "inject_mixed": injection((8, 5), (5, 9)),
     **{f"pool_{mode}_{size}_{out}": pool(size, out, mode) for size, out in GEOMETRIES for mode in ("torch", "onnx")},
     **{f"bilinear_{out}_{size}": bilinear(out, size) for size, out in GEOMETRIES},
-    "ppa_torch": Unit("fusion", lambda room: room.HighAlign(2, "torch"), (PYRAMID,)),
-    "ppa_onnx": Unit("fusion", lambda room: room.HighAlign(2, "onnx"), (PYRAMID,)),
-    "simfusion4": Unit("fusion", lambda room: room.LowAlign("torch"), (FOUR_MAPS,)),
-    "advpool": Unit("fusion", lambda room: room.AdjacentFusion("torch"), (signed(12, 1, 2, 17, 24), signed(13, 1, 3, 9, 12))),
-    "simfusion3": Unit("fusion", lambda room: room.ThreeMapFusion(4, 4, "torch", norm=NORM), (THREE_MAPS,)),
+    "ppa_torch": fusion(lambda room: room.HighAlign(2, "torch"), PYRAMID),
+    "ppa_onnx": fusion(lambda room: room.HighAlign(2, "onnx"), PYRAMID),
+    "simfusion4": fusion(lambda room: room.LowAlign("torch"), FOUR_MAPS),
+    "advpool": fusion(lambda room: room.AdjacentFusion("torch"), signed(12, 1, 2, 17, 24), signed(13, 1, 3, 9, 12)),
+    "simfusion3": fusion(lambda room: room.ThreeMapFusion(4, 4, "torch", norm=NORM), THREE_MAPS),
     "topbasic_eval": Unit(
         "attention", lambda room: room.Transformer(TRANSFORMER, norm=GLOBAL_NORM), (signed(17, 2, 24, 4, 5),)
     ),
@@ -92,11 +97,15 @@ UNITS: dict[str, Unit] = {
 }
 
 
-def unit_output(package: str, name: str) -> Array:
-    """Output of one unit of ``package`` in float64 and eval mode."""
-    unit = UNITS[name]
-    module = unit.build(importlib.import_module(f"{package}.{unit.file}"))
-    return torch_output(module, unit.inputs) if package == "torch_ref" else jittor_output(module, unit.inputs)
+def unit_arrays(package: str, unit: Unit, dtype: str = "float64") -> dict[str, Array]:
+    """Output of a unit of ``package`` ("torch_ref" or "jt_impl"); in train mode its running statistics too."""
+    place = PRIMITIVES[package] if unit.file == "primitives" else f"{package}.{unit.file}"
+    module = unit.build(importlib.import_module(place))
+    run = torch_output if package == "torch_ref" else jittor_output
+    arrays = {"output": run(module, unit.inputs, dtype, unit.train)}
+    if unit.train:
+        arrays |= {key: value for key, value in converters.read_state(module).items() if "running" in key}
+    return arrays
 
 
 def seed_weights(module: Any) -> None:
@@ -108,23 +117,40 @@ def nested(value: Any, convert: Callable[[Array], Any]) -> Any:
     return [nested(item, convert) for item in value] if isinstance(value, (list, tuple)) else convert(value)
 
 
-def torch_output(module: Any, inputs: tuple[Any, ...]) -> Array:
+def share_draws(module: Any) -> None:
+    """DropPath drops the same samples in both frameworks: every second one."""
+    for part in module.modules():
+        if type(part).__name__ == "DropPath":
+            part.draw = lambda batch: np.resize(np.array([0.95, 0.05], np.float32), batch)
+
+
+def torch_output(module: Any, inputs: tuple[Any, ...], dtype: str, train: bool = False) -> Array:
     if isinstance(module, torch.nn.Module):
-        module.double().eval()
+        module.to(getattr(torch, dtype)).train(train)
         seed_weights(module)
+        share_draws(module)
     with torch.no_grad():
-        return module(*nested(inputs, torch.from_numpy)).numpy()
+        return module(*nested(inputs, lambda x: torch.from_numpy(x.astype(dtype)))).numpy()
 
 
-def jittor_output(module: Any, inputs: tuple[Any, ...]) -> Array:
+def jittor_output(module: Any, inputs: tuple[Any, ...], dtype: str, train: bool = False) -> Array:
     from jt_impl.runtime import jittor as jt
 
     if isinstance(module, jt.nn.Module):
-        to_double(module)
+        if dtype == "float64":
+            to_double(module)
         seed_weights(module)
-        module.eval()
+        share_draws(module)
+        module.train() if train else module.eval()
     with jt.no_grad():
-        return module(*nested(inputs, jt.array64)).numpy()
+        return module(*nested(inputs, lambda x: jittor_var(x, dtype))).numpy()
+
+
+def jittor_var(array: Array, dtype: str = "float64") -> Any:
+    """A Var of this very dtype: ``jt.array`` alone makes float32 of float64."""
+    from jt_impl.runtime import jittor as jt
+
+    return jt.array64(array) if dtype == "float64" else jt.array(array.astype(np.float32))
 
 
 def to_double(module: Any) -> None:

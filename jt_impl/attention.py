@@ -50,7 +50,7 @@ class DropPath(nn.Module):
         self.draw: Draw | None = None
 
     def execute(self, x: Var) -> Var:
-        if not self.is_train or self.rate == 0.0:
+        if not self.is_training() or self.rate == 0.0:
             return x
         keep, batch = 1.0 - self.rate, x.shape[0]
         uniform = jt.rand(batch) if self.draw is None else to_var(self.draw(batch), x)

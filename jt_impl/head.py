@@ -39,13 +39,13 @@ class Head(nn.Module):
             stem = self.stems[level](x)
             logits = self.cls_preds[level](self.cls_convs[level](stem))
             distances = self.reg_preds[level](self.reg_convs[level](stem))
-            if self.use_dfl and not self.is_train:
+            if self.use_dfl and not self.is_training():
                 distances = self.expected_distances(distances)
             features.append(stem)
             scores.append(sigmoid(logits.flatten(2).permute(0, 2, 1)))
             boxes.append(distances.flatten(2).permute(0, 2, 1))
         all_scores, all_boxes = jt.concat(scores, dim=1), jt.concat(boxes, dim=1)
-        if self.is_train:
+        if self.is_training():
             return features, all_scores, all_boxes
         return self.decode(all_boxes, all_scores, [spatial_size(x) for x in maps])
 

@@ -91,7 +91,7 @@ class BatchNorm2d(nn.Module):
 
     def execute(self, x: Var) -> Var:
         mean, variance = self.running_mean, self.running_var
-        if self.is_train:
+        if self.is_training():
             mean, variance = self.batch_statistics(x)
         scale = self.weight / jt.sqrt(variance + constant(self.eps, x))
         shift = self.bias - mean * scale
@@ -200,13 +200,17 @@ def spatial_size(x: Var) -> tuple[int, int]:
 
 
 class ReLU(nn.Module):
+    """``nn.relu`` is a maximum: it turns NaN into 0, and its gradient at 0 is not PyTorch's."""
+
     def execute(self, x: Var) -> Var:
-        return nn.relu(x)
+        return jt.ternary(x <= 0.0, jt.zeros_like(x), x)
 
 
 class ReLU6(nn.Module):
+    """``nn.relu6`` turns NaN into 0 too."""
+
     def execute(self, x: Var) -> Var:
-        return nn.relu6(x)
+        return jt.ternary(x <= 0.0, jt.zeros_like(x), jt.ternary(x >= 6.0, jt.full_like(x, 6.0), x))
 
 
 class SiLU(nn.Module):

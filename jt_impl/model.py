@@ -48,7 +48,7 @@ def build_model(config: GoldYoloConfig, dtype: str = "float32") -> GoldYolo:
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {sorted(DTYPES)}. Received: {dtype!r}")
     model = GoldYolo(config)
-    model.train()  # Jittor's modules start in eval mode
+    model.train()  # a Jittor module has no mode until it is told one
     initialise(model)
     if dtype == "float64":
         for module in model.modules():

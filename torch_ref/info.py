@@ -11,7 +11,17 @@ from torch import nn
 import converters
 from fixtures.config import GoldYoloConfig
 from fixtures.seeded import seeded_images, seeded_state
-from fixtures.structure import DEPLOY_SHAPE, Entries, Facts, Shape, Size, main, output_shapes, relative_error
+from fixtures.structure import (
+    DEPLOY_SHAPE,
+    GFLOPS_FORMS,
+    Entries,
+    Facts,
+    Shape,
+    Size,
+    main,
+    output_shapes,
+    relative_error,
+)
 from torch_ref.model import GoldYolo, build_model, fuse
 
 
@@ -23,7 +33,7 @@ def measure(config: GoldYoloConfig, size: Size) -> Facts:
     return Facts(
         entries={name: entries(form) for name, form in forms.items()},
         parameters={name: sum(p.numel() for p in form.parameters()) for name, form in forms.items()},
-        gflops={name: 2e-9 * sum(conv_macs(forms[name], size).values()) for name in ("train", "fused")},
+        gflops={name: 2e-9 * sum(conv_macs(forms[name], size).values()) for name in GFLOPS_FORMS},
         deploy_error=relative_error(detections(forms["fused"]), detections(model)),
         shapes={mode: part_shapes(model, size, train=mode == "train") for mode in ("eval", "train")},
     )

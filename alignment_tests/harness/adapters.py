@@ -33,11 +33,17 @@ class Adapter(Protocol):
         """Equal for two sightings of the same tensor with the same content, while ``tensor`` is alive."""
 
     def keep(self, tensor: Any) -> Any:
-        """What to hold so that ``key`` stays unique: a weak reference where the framework has them, else the tensor."""
+        """What to hold to know when ``key`` may be given again: a weak reference; None where it never is."""
 
     def alive(self, kept: Any) -> bool: ...
 
     def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> AbstractContextManager[None]: ...
+
+    def settled(self, model: Any) -> AbstractContextManager[None]:
+        """Compute every module's output before the next module runs (a lazy framework would fuse across modules).
+
+        The result is the same, which the hook check proves; a compiling framework needs far fewer kernels.
+        """
 
     def running(self, model: Any, *, train: bool) -> AbstractContextManager[None]:
         """No gradients, the given mode in every module, a fixed random seed; modes, buffers and seed restored."""

@@ -62,10 +62,7 @@ class Recorder:
             self.sink.alias(name, seen[1], lambda: self.adapter.to_numpy(tensor))
             return
         self.sink.put(name, self.adapter.to_numpy(tensor))
-        kept = self.adapter.keep(tensor)
-        if kept is tensor:  # no weak references: hold only the newest, or nothing would be freed
-            self._seen.clear()
-        self._seen[key] = (kept, name)
+        self._seen[key] = (self.adapter.keep(tensor), name)
 
 
 def tensors_from(adapter: Adapter, inputs: Any, precision: str) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jittor as jt
@@ -18,7 +18,11 @@ class JittorAdapter:
     name = "jittor"
 
     def modules(self, model: Any) -> list[tuple[str, Any]]:
-        return list(model.named_modules())
+        """Jittor lists a module once per name; as in PyTorch, the first name counts."""
+        first: dict[int, tuple[str, Any]] = {}
+        for path, module in model.named_modules():
+            first.setdefault(id(module), (path, module))
+        return list(first.values())
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, jt.Var)
@@ -32,10 +36,10 @@ class JittorAdapter:
         return jt.array64(array) if wide else jt.array(array)
 
     def key(self, tensor: Any) -> tuple[Any, ...]:
-        return (id(tensor),)
+        return (tensor.id,)  # changes with every assignment, in place too, and is never given twice
 
     def keep(self, tensor: Any) -> Any:
-        return tensor  # Jittor's variables take no weak references
+        return None
 
     def alive(self, kept: Any) -> bool:
         return True
@@ -53,11 +57,19 @@ class JittorAdapter:
                 if original is not None:
                     module.__dict__["execute"] = original
 
+    def settled(self, model: Any) -> AbstractContextManager[None]:
+        def settle(path: str, module: Any, output: Any) -> None:
+            jt.sync_all()  # running buffers too: unread updates of one would chain, and each length is a kernel
+
+        return self.hooks(self.modules(model), lambda path, module, args, kwargs: None, settle)
+
     @contextmanager
     def running(self, model: Any, *, train: bool) -> Iterator[None]:
         modules = [module for _, module in self.modules(model)]
         modes = [(module, module.__dict__.get("is_train")) for module in modules]
-        values = [(var, var.numpy()) for var in _buffers(modules)] if train else []
+        # A model may also put another variable in the place of a buffer.
+        held = [(m, name, var) for m in modules for name, var in m.__dict__.items() if isinstance(var, jt.Var)]
+        values = [(var, var.numpy()) for _, _, var in held if var.is_stop_grad()] if train else []
         seed = jt.get_seed()
         for module in modules:
             module.is_train = train  # eval() would also stop the gradients of every parameter
@@ -68,9 +80,11 @@ class JittorAdapter:
         finally:
             for module, mode in modes:
                 if mode is None:
-                    del module.is_train
+                    module.__dict__.pop("is_train", None)
                 else:
                     module.is_train = mode
+            for module, name, var in held:
+                module.__dict__[name] = var
             for var, value in values:
                 var.update(self.from_numpy(value).stop_grad())
             jt.set_seed(seed)
@@ -139,15 +153,6 @@ def _observed(path: str, module: Any, execute: Any, before: Before, after: After
 
 def _keeping_float64(cast: Any) -> Any:
     return lambda var: var if str(var.dtype) == "float64" else cast(var)
-
-
-def _buffers(modules: list[Any]) -> list[Any]:
-    return [
-        value
-        for module in modules
-        for value in module.__dict__.values()
-        if isinstance(value, jt.Var) and value.is_stop_grad()
-    ]
 
 
 def _optimisation(flags: str) -> str:

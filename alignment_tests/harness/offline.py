@@ -33,6 +33,7 @@ from alignment_tests.harness.experiment import (
 from alignment_tests.harness.judge import PRECISIONS, Judge
 from alignment_tests.harness.report import Report, write_text_atomically
 from alignment_tests.harness.trace import Trace, TraceWriter
+from alignment_tests.harness.tree import is_plain
 
 FORMAT = 1
 
@@ -45,6 +46,7 @@ def dump(
     reference: str | os.PathLike[str] | None = None,
     train: bool = False,
     precisions: tuple[str, ...] = PRECISIONS,
+    renamed: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     notify: Notify = lambda text: None,
 ) -> Path:
@@ -58,6 +60,7 @@ def dump(
             reference's own dump.
         train: train mode.
         precisions: the runs to make.
+        renamed: this side's module path -> the reference's, where names differ.
         settings: anything to show in the report.
         notify: called with a line of text at each step.
 
@@ -68,7 +71,7 @@ def dump(
     place = Path(folder)
     if (place / "dump.json").exists():
         raise FileExistsError(f"`folder` must not hold a dump yet. Received: {place}")
-    side = Side(adapter_for(model), model, inputs, train)
+    side = Side(adapter_for(model), model, inputs, train, renamed or {})
     write = _dump_reference if reference is None else _dump_candidate
     checks = write(side, place, precisions, notify, None if reference is None else Path(reference))
     facts = {
@@ -95,7 +98,7 @@ def _dump_reference(
     notify("reference, each module alone in float64")
     with TraceWriter(place / "float32.isolated") as writer, isolated_oracle(side, "float32", traces) as oracle_of:
         for call in trace.calls:
-            if call.module:
+            if call.module and is_plain(call.arguments):
                 for slot, array in oracle_of(call).items():
                     writer.put(f"activation/{call.name}/{slot}", array)
     return {"hooks (reference)": hooks_fact(side, root_outputs(trace))}
@@ -126,10 +129,11 @@ def _dump_isolated(side: Side, place: Path, precision: str, trace: Trace) -> Non
         TraceWriter(place) as writer,
         side.adapter.in_precision(side.model, precision) as model,
         side.adapter.running(model, train=side.train),
+        side.adapter.settled(model),
     ):
-        modules = dict(side.adapter.modules(model))
+        modules = side.modules(model)
         for call in trace.calls:
-            if not call.module or call.module not in modules:
+            if not call.module or call.module not in modules or not is_plain(call.arguments):
                 continue
             try:
                 found = run_alone(side.adapter, modules[call.module], trace, call, precision)

@@ -54,7 +54,7 @@ def write_repro(
             save_arrays(place / f"output_{name}.safetensors", arrays)
         models = {}
         for index, (name, side) in enumerate(zip(("reference", "candidate"), sides, strict=True)):
-            module = dict(side.adapter.modules(side.model))[call.module]
+            module = side.modules(side.model)[call.module]
             weights = {key: array for key, (_, array) in side.adapter.state(module).items()}
             save_arrays(place / f"weights_{name}.safetensors", weights)
             stored = store_module(place / f"module_{name}.pickle", module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,9 @@ class TorchAdapter:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def settled(self, model: Any) -> AbstractContextManager[None]:
+        return nullcontext()  # PyTorch computes at once
 
     @contextmanager
     def running(self, model: Any, *, train: bool) -> Iterator[None]:

@@ -79,3 +79,13 @@ def unflatten(structure: Structure, leaf: Callable[[str], Any]) -> Any:
     if kind == "value":
         return content
     raise OpaqueArgumentError(f"an argument of type {content} cannot be given to the other framework")
+
+
+def is_plain(structure: Structure) -> bool:
+    """Whether ``unflatten`` can make the nest again: it holds tensors and plain values only."""
+    kind, content = next(iter(structure.items()))
+    if kind in ("list", "tuple"):
+        return all(is_plain(item) for item in content)
+    if kind == "dict":
+        return all(is_plain(item) for item in content.values())
+    return kind in ("leaf", "value")

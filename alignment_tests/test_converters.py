@@ -53,14 +53,6 @@ def jt() -> Any:
     return jittor
 
 
-@pytest.fixture(scope="module")
-def shared_golden() -> Path:
-    folder = ROOT.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"the golden checkpoints are not here: {folder}")
-    return folder
-
-
 def small_state(dtype: str = "float32") -> State:
     """Weights of ``small_model``, of hard values, in its order."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from alignment_tests.harness.budget import DEFAULT_BUDGET, EPS32, Budget
 
 Array = npt.NDArray[Any]
 
+SAFE_SQUARES = (1e-140, 1e140)  # magnitudes whose squares, and sums of them, neither vanish nor overflow
 PERCENTILE_SAMPLE = 200_000  # p99 is taken over an even stride of at most this many elements; every verdict sees all
 
 
@@ -145,7 +147,7 @@ def _compare_values(actual: Array, expected: Array, oracle: Array, budget: Budge
     whole = bool(finite.all())
     error = _abs_error(actual, oracle, None if whole else finite)
     max_error = float(error.max())
-    scale = float(np.abs(oracle).max() if whole else np.abs(oracle[finite]).max()) or zero_scale
+    scale = _peak(oracle if whole else oracle[finite]) or zero_scale
     single = precision == "float32"
     reference_error = float(_abs_error(expected, oracle, None if whole else finite).max()) if single else None
     allowed = budget.allowed(precision, reference_error or 0.0, scale)
@@ -166,9 +168,9 @@ def _compare_values(actual: Array, expected: Array, oracle: Array, budget: Budge
         scale=scale,
         budget=allowed,
         max_abs_error=max_error,
-        p99_abs_error=_percentile(error, 99),
+        p99_abs_error=_percentile(error, 99) if max_error else 0.0,
         rmse=_rms(error, max_error),
-        cosine=_cosine(actual, oracle) if whole else None,
+        cosine=_cosine(actual, oracle, max_error == 0.0) if whole else None,
         max_ulp=_max_ulp(actual, expected),
         difference=float(_abs_error(actual, expected, None if whole else finite).max()) if single else max_error,
         reference_error=reference_error,
@@ -220,8 +222,9 @@ def _worst(error: Array) -> tuple[int, ...]:
 def _rms(error: npt.NDArray[np.float64], peak: float) -> float:
     if peak == 0.0:
         return 0.0
-    unit = error if 1e-140 < peak < 1e140 else error / peak  # squares neither overflow nor vanish
-    return float(np.sqrt(np.vdot(unit, unit) / unit.size)) * (1.0 if unit is error else peak)
+    flat = error.reshape(-1)
+    unit = flat if SAFE_SQUARES[0] < peak < SAFE_SQUARES[1] else flat / peak
+    return math.sqrt(_dot(unit, unit) / unit.size) * (1.0 if unit is flat else peak)
 
 
 def _percentile(values: Array, percent: float) -> float:
@@ -237,17 +240,29 @@ def _ratio(error: float, reference_error: float | None) -> float | None:
     return error / reference_error
 
 
-def _cosine(actual: Array, oracle: Array) -> float | None:
-    x, y = actual.astype(np.float64).reshape(-1), oracle.astype(np.float64).reshape(-1)
-    peak_x, peak_y = np.abs(x).max(), np.abs(y).max()
-    if peak_x == 0.0 or peak_y == 0.0:
+def _cosine(actual: Array, oracle: Array, identical: bool) -> float | None:
+    x, y = (np.asarray(array, np.float64).reshape(-1) for array in (actual, oracle))
+    peak_x, peak_y = _peak(x), _peak(y)
+    if identical or peak_x == 0.0 or peak_y == 0.0:
         return 1.0 if peak_x == peak_y else 0.0
-    x, y = x / peak_x, y / peak_y  # huge and tiny values must not overflow or vanish in the squares
-    return float(min(1.0, np.vdot(x, y) / np.sqrt(np.vdot(x, x) * np.vdot(y, y))))
+    if not all(SAFE_SQUARES[0] < peak < SAFE_SQUARES[1] for peak in (peak_x, peak_y)):
+        x, y = x / peak_x, y / peak_y
+    return min(1.0, _dot(x, y) / math.sqrt(_dot(x, x) * _dot(y, y)))
+
+
+def _peak(values: Array) -> float:
+    return float(max(values.max(), -values.min()))
+
+
+def _dot(x: Array, y: Array) -> float:
+    """Without BLAS: its threads would fight those of the frameworks for the cores."""
+    return float(np.einsum("i,i->", x, y))
 
 
 def _max_ulp(actual: Array, expected: Array) -> float:
     """Largest distance in units in the last place: representable numbers from one to the other."""
+    if np.array_equal(actual, expected):
+        return 0.0
     first, second = _ordered(actual), _ordered(expected)
     return float(np.subtract(np.maximum(first, second), np.minimum(first, second)).max())
 

@@ -1,8 +1,7 @@
 """Matrix product and convolution in float64 on the CPU.
 
-Jittor has no float64 BLAS or oneDNN path: its own convolution runs naive loops at under 1 GFLOP/s, so a 640x640 image
-through Gold-YOLO-S would take more than a minute. Here: one blocked kernel in C++, and convolution as unfold and
-product.
+Jittor has no float64 BLAS or oneDNN path: its own convolution runs naive loops at under 1 GFLOP/s. Here: one blocked
+kernel in C++ (8 to 24 GFLOP/s on 2 cores), and convolution as unfold and product.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Mean and variance of each channel over batch and space, for batch norm in train mode.
 
-Jittor's own reductions add in float32, one after the other (vectorised only when the compiler may regroup sums): over
-the 3072 values of a small map the mean was 20 times less exact than PyTorch's. Here the sums are in double, in eight
-lanes, in two passes; this is faster too.
+Jittor's own reductions add in float32, one after the other (vectorised only when the compiler may regroup sums): with
+3072 values per channel, the output of batch norm erred 21 times as much as PyTorch's. Here the sums are in double, in
+eight lanes, in two passes.
 """
 
 from __future__ import annotations

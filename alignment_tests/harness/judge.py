@@ -88,18 +88,21 @@ class Judge:
     def take_isolated(self, precision: str, name: str, array: Array, oracle: Array) -> None:
         """``oracle``: this module in float64, fed with the same recorded inputs."""
         expected = self.reference[precision][name]
-        self.isolated[name, precision] = self._compare(precision, array, expected, oracle)
+        self.isolated[name, precision] = self._compare(precision, array, expected, oracle, brief=True)
 
     def fail_isolated(self, precision: str, name: str, reason: str) -> None:
         self.isolated[name, precision] = Comparison(False, reason, (), "", 0)
 
-    def _compare(self, precision: str, array: Array, expected: Array, oracle: Array) -> Comparison:
+    def _compare(
+        self, precision: str, array: Array, expected: Array, oracle: Array, *, brief: bool = False
+    ) -> Comparison:
         comparison = compare_arrays(
             array,
             expected,
             oracle=oracle if precision == "float32" and expected.dtype.kind == "f" else None,
             budget=self.budget,
             zero_scale=self._scale[precision],
+            brief=brief,
         )
         self._scale[precision] = comparison.scale or self._scale[precision]
         return comparison

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from alignment_tests.harness import html, plots, render
+from alignment_tests.harness import digest, html, junit, plots, render
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.report import Coverage, Detail, Divergence, Report, Row
@@ -256,7 +256,7 @@ def test_no_heading_calls_a_failing_report_aligned(kind: str) -> None:
         *Reader(page(kind)).texts["title"],
         render.summary_markdown(sample(kind)).splitlines()[0],
         terminal(sample(kind)).splitlines()[0],
-        html.language("zh")[render.state(sample(kind))],
+        html.language("zh")[digest.state(sample(kind))],
     ]
     assert not [text for text in headings if re.search(r"\baligned\b|已对齐", text, re.IGNORECASE)]
 
@@ -280,7 +280,7 @@ def test_every_rendering_calls_a_good_report_aligned(kind: str) -> None:
     ],
 )
 def test_a_failing_report_says_how_it_fails(kind: str, state: str) -> None:
-    assert render.state(sample(kind)) == state
+    assert digest.state(sample(kind)) == state
 
 
 # ---- JUnit -------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def test_a_failing_report_says_how_it_fails(kind: str, state: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_junit_counts_equal_its_cases(kind: str) -> None:
-    for suite in ET.fromstring(render.junit_xml(sample(kind)).encode()):
+    for suite in ET.fromstring(junit.junit_xml(sample(kind)).encode()):
         assert int(suite.attrib["tests"]) == len(suite.findall("testcase"))
         assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure"))
         assert int(suite.attrib["skipped"]) == len(suite.findall("testcase/skipped"))
@@ -296,24 +296,24 @@ def test_junit_counts_equal_its_cases(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_junit_has_one_case_per_row(kind: str) -> None:
-    suite = ET.fromstring(render.junit_xml(sample(kind)).encode())[0]
+    suite = ET.fromstring(junit.junit_xml(sample(kind)).encode())[0]
     assert len(suite) == len(sample(kind).rows)
     assert len(suite.findall("testcase/failure")) == len(sample(kind).failures)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_junit_is_green_only_if_aligned(kind: str) -> None:
-    root = ET.fromstring(render.junit_xml(sample(kind)).encode())
+    root = ET.fromstring(junit.junit_xml(sample(kind)).encode())
     assert (root.attrib["failures"] == "0") == sample(kind).aligned
 
 
 def test_junit_keeps_hostile_names() -> None:
-    suite = ET.fromstring(render.junit_xml(sample("odd names")).encode())[0]
+    suite = ET.fromstring(junit.junit_xml(sample("odd names")).encode())[0]
     assert f"activation/{HOSTILE}#0/0 [float32]" in [case.attrib["name"] for case in suite]
 
 
 def test_junit_case_carries_its_numbers() -> None:
-    case = ET.fromstring(render.junit_xml(sample("aligned"), stored(sample("aligned"))).encode())[0][1]
+    case = ET.fromstring(junit.junit_xml(sample("aligned"), stored(sample("aligned"))).encode())[0][1]
     found = {p.attrib["name"]: p.attrib["value"] for p in case.findall("properties/property")}
     wanted = {"max_abs_error": "1.5e-07", "scale": "2", "ratio": "0.75", "isolated": "1.5e-07", "drift": "1x"}
     assert found | wanted | {"smallest_tolerance": "7.5e-08", "verdict": "pass"} == found
@@ -383,13 +383,13 @@ def test_terminal_takes_brackets_as_text() -> None:
 # ---- drift -------------------------------------------------------------------------------------------------------
 
 
-def drift_from(errors: dict[str, float | None], then: dict[str, float | None] = GOOD, **fields: Any) -> render.Drift:
+def drift_from(errors: dict[str, float | None], then: dict[str, float | None] = GOOD, **fields: Any) -> digest.Drift:
     old, new = report_of(rows_of("a", 0, then)), report_of(rows_of("a", 0, errors), **fields)
-    return render.drift(new, stored(old))
+    return digest.drift(new, stored(old))
 
 
 def test_nothing_drifts_from_itself() -> None:
-    found = render.drift(sample("aligned"), stored(sample("aligned")))
+    found = digest.drift(sample("aligned"), stored(sample("aligned")))
     assert (found.worse, found.verdicts, found.added, found.removed, found.context) == ((), (), (), (), ())
     assert set(found.factors.values()) == {1.0}
 
@@ -407,7 +407,7 @@ def test_drift_finds_errors_that_grew(before: float, after: float, worse: bool) 
 def test_drift_finds_an_isolated_error_that_grew() -> None:
     row = rows_of("a", 0, {"float32": 3e-7})[0]
     grown = replace(row, isolated=comparison(7e-7, "float32"))
-    assert [c.measure for c in render.drift(report_of([grown]), stored(report_of([row]))).worse] == ["isolated"]
+    assert [c.measure for c in digest.drift(report_of([grown]), stored(report_of([row]))).worse] == ["isolated"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(GOOD, BAD), (BAD, GOOD), (GOOD, {"float64": None, "float32": None})])
@@ -417,7 +417,7 @@ def test_drift_finds_changed_verdicts(before: dict[str, float | None], after: di
 
 
 def test_drift_finds_rows_that_came_and_went() -> None:
-    found = render.drift(report_of(rows_of("new", 0, {"float32": 0.0})), stored(report_of(rows_of("old", 0, GOOD))))
+    found = digest.drift(report_of(rows_of("new", 0, {"float32": 0.0})), stored(report_of(rows_of("old", 0, GOOD))))
     assert found.added == ("activation/new#0/0 [float32]",)
     assert found.removed == ("activation/old#0/0 [float64]", "activation/old#0/0 [float32]")
 
@@ -433,7 +433,7 @@ def test_drift_finds_another_environment() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drift_takes_every_report_as_baseline(kind: str) -> None:
-    assert render.drift(sample("aligned"), stored(sample(kind))).shared <= len(sample("aligned").rows)
+    assert digest.drift(sample("aligned"), stored(sample(kind))).shared <= len(sample("aligned").rows)
 
 
 def test_drift_is_told_in_page_and_markdown() -> None:
@@ -446,25 +446,25 @@ def test_drift_is_told_in_page_and_markdown() -> None:
 
 
 def test_parts_are_in_execution_order() -> None:
-    assert [part.name for part in render.parts(sample("diverged"))] == ["backbone", "neck", "detect"]
+    assert [part.name for part in digest.parts(sample("diverged"))] == ["backbone", "neck", "detect"]
 
 
 def test_ratio_distribution_counts_shares_above_each_limit() -> None:
     rows = [row for i, r in enumerate((0.5, 1.5, 2.5, 5.0)) for row in rows_of(f"m{i}", i, {"float32": r * 2e-7})]
-    found = render.ratios(report_of(rows), "accumulated")
+    found = digest.ratios(report_of(rows), "accumulated")
     assert found.above == {"1": 0.75, "2": 0.5, "3": 0.25, "16": 0.0}
     assert found.quantiles["max"] == pytest.approx(5.0)
 
 
 def test_rows_that_fail_without_a_number_rank_first() -> None:
-    assert render.worst_rows(sample("nan"), 1)[0].verdict == "fail"
+    assert digest.worst_rows(sample("nan"), 1)[0].verdict == "fail"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "–"), (math.nan, "nan"), (math.inf, "inf"), (0.0, "0"), (1.23456e-7, "1.23e-07")]
 )
 def test_numbers_are_told(value: float | None, text: str) -> None:
-    assert render.number(value) == text
+    assert digest.number(value) == text
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignment_tests.harness import render
+from alignment_tests.harness import digest
 from alignment_tests.harness.compare import Comparison
+from alignment_tests.harness.digest import Drift
 from alignment_tests.harness.plots import Plot, all_plots, steps
-from alignment_tests.harness.render import Drift
 from alignment_tests.harness.report import Report, Row
 
 DEFAULT_LANGUAGE = "en"
@@ -30,40 +30,40 @@ def report_page(report: Report, baseline: dict[str, Any] | None = None, *, lang:
         ValueError: the language is unknown.
     """
     strings = language(lang)
-    drifted = None if baseline is None else render.drift(report, baseline)
+    drifted = None if baseline is None else digest.drift(report, baseline)
     plots = all_plots(report)
     environment = Environment(
-        loader=FileSystemLoader(render.TEMPLATES),
+        loader=FileSystemLoader(digest.TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=render.number, times=render.times, percent=render.percent, data_uri=_data_uri)
+    environment.filters.update(number=digest.number, times=digest.times, percent=digest.percent, data_uri=_data_uri)
     page = environment.get_template("report.html.j2").render(
         lang=lang,
         t=strings,
         report=report,
-        state=render.state(report),
-        caveats=render.caveats(report),
-        problems=render.other_problems(report),
+        state=digest.state(report),
+        caveats=digest.caveats(report),
+        problems=digest.other_problems(report),
         totals=_totals(report),
         tiles=_tiles(report, strings),
         plots=plots,
-        parts=render.parts(report),
-        counts=render.counts(report),
-        ratios={measure: render.ratios(report, measure) for measure in ("accumulated", "isolated")},
-        excuses=render.excuses(report),
+        parts=digest.parts(report),
+        counts=digest.counts(report),
+        ratios={measure: digest.ratios(report, measure) for measure in ("accumulated", "isolated")},
+        excuses=digest.excuses(report),
         drift=drifted,
-        worse=f"{render.WORSE:g}",
+        worse=f"{digest.WORSE:g}",
         data=safe_json(_data(report, strings, drifted, plots)),
     )
-    return render.printable(page)
+    return digest.printable(page)
 
 
 @cache
 def _all_strings() -> dict[str, dict[str, str]]:
-    return json.loads((render.TEMPLATES / "strings.json").read_text(encoding="utf-8"))
+    return json.loads((digest.TEMPLATES / "strings.json").read_text(encoding="utf-8"))
 
 
 def language(lang: str) -> dict[str, str]:
@@ -101,22 +101,22 @@ def _totals(report: Report) -> dict[str, int]:
 
 def _tiles(report: Report, strings: dict[str, str]) -> list[dict[str, Any]]:
     """Key numbers: value, words, whether it is bad news, and the filter of the table that shows it."""
-    whole, alone = (render.ratios(report, measure).quantiles for measure in ("accumulated", "isolated"))
+    whole, alone = (digest.ratios(report, measure).quantiles for measure in ("accumulated", "isolated"))
     totals = _totals(report)
     float64 = [row for row in report.rows if row.precision == "float64"]
-    worst64 = max((part.worst_float64 for part in render.parts(report) if part.worst_float64 is not None), default=None)
+    worst64 = max((part.worst_float64 for part in digest.parts(report) if part.worst_float64 is not None), default=None)
     unmatched = len(report.coverage.missing) + len(report.coverage.unexpected)
     failed = sum(fact.startswith("FAIL") for fact in report.checks.values())
-    bar, k = render.number(report.budget.float64_bar), render.number(report.budget.k)
+    bar, k = digest.number(report.budget.float64_bar), digest.number(report.budget.k)
     passed = f"{len(report.checks) - failed} / {len(report.checks)}"
     above = any(row.verdict == "fail" for row in float64)
     return [
         _tile(len(report.rows), strings["rows_compared"], not report.rows),
         _tile(totals["failing"], strings["rows_failing"], bool(report.failures), "fail"),
-        _tile(render.number(worst64), strings["float64_max"].format(bar=bar), above),
-        _tile(render.times(whole.get("max")), strings["ratio_max"].format(k=k)),
-        _tile(render.times(alone.get("max")), strings["ratio_max_isolated"]),
-        _tile(render.times(whole.get("99 %")), strings["ratio_99"]),
+        _tile(digest.number(worst64), strings["float64_max"].format(bar=bar), above),
+        _tile(digest.times(whole.get("max")), strings["ratio_max"].format(k=k)),
+        _tile(digest.times(alone.get("max")), strings["ratio_max_isolated"]),
+        _tile(digest.times(whole.get("99 %")), strings["ratio_99"]),
         _tile(totals["excused"], strings["rows_excused"], verdict="excused"),
         _tile(len(report.coverage.excused), strings["names_excused"]),
         _tile(unmatched, strings["names_unmatched"], bool(unmatched)),
@@ -148,12 +148,12 @@ def _row(row: Row, drifted: Drift | None) -> dict[str, Any]:
         "index": row.index,
         "verdict": row.verdict,
         "phase": row.phase,
-        "part": render.part_of(row),
+        "part": digest.part_of(row),
         "name": row.name,
         "kind": row.kind,
         "precision": row.precision,
         "reason": row.reason,
-        "used": _rounded(render.budget_used(row)),
+        "used": _rounded(digest.budget_used(row)),
         "drift": _rounded(drifted and drifted.factors.get((row.name, row.precision))),
         "accumulated": _comparison(whole),
         "isolated": _comparison(alone),

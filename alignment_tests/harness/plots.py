@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from alignment_tests.harness.budget import EPS32
 from alignment_tests.harness.compare import Comparison
-from alignment_tests.harness.render import part_of, printable, ratio_of, relative_error
+from alignment_tests.harness.digest import part_of, printable, ratio_of, relative_error
 from alignment_tests.harness.report import Detail, Report, Row
 
 Floats = npt.NDArray[np.float64]

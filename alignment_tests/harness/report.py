@@ -129,7 +129,7 @@ class Report:
         Each file is written under a temporary name and renamed. ``baseline`` is an older report.json; the page and the
         summary then show the drift against it.
         """
-        from alignment_tests.harness import html, render
+        from alignment_tests.harness import html, junit, render
 
         older = None if baseline is None else load_report_json(Path(baseline))
         target = Path(folder)
@@ -137,7 +137,7 @@ class Report:
         files: dict[str, Callable[[], str]] = {
             "report.json": lambda: json.dumps(self.to_json(), indent=1, allow_nan=True),
             "summary.md": lambda: render.summary_markdown(self, older),
-            "junit.xml": lambda: render.junit_xml(self, older),
+            "junit.xml": lambda: junit.junit_xml(self, older),
             "report.html": lambda: html.report_page(self, older),
         }
         for name, content in files.items():

@@ -11,6 +11,7 @@ from alignment_tests.units import (
     GLOBAL_NORM,
     NORM,
     TRANSFORMER,
+    UNITS,
     Size,
     Unit,
     bilinear,
@@ -135,6 +136,17 @@ BLOCKS = {
     "hard sigmoid": Unit("fusion", lambda room: room.HardSigmoid(), (8.0 * signed(34, 2, 3, 5, 7),)),
     **{name: activation(name) for name in ("ReLU", "ReLU6", "SiLU", "Identity")},
 }
+# The other recorded units have their like above.
+FUSIONS = (
+    "inject_same",
+    "inject_up",
+    "inject_pool",
+    "inject_mixed",
+    "ppa_torch",
+    "simfusion4",
+    "advpool",
+    "simfusion3",
+)
 LAYERS: dict[str, Unit] = {
     f"{group}: {name}": unit
     for group, cases in {
@@ -144,6 +156,7 @@ LAYERS: dict[str, Unit] = {
         "resize": RESIZES,
         "max pool": MAX_POOLS,
         "block": BLOCKS,
+        "fusion": {name: UNITS[name] for name in FUSIONS},
     }.items()
     for name, unit in cases.items()
 }

@@ -152,7 +152,7 @@ def check_openmp(command: str) -> Check:
 
 
 def check_onednn(target: Path, source: tuple[Path, Path] | None, use_mkl: str = "1") -> Check:
-    """Jittor's convolutions; without it they run in loops, 60 times slower."""
+    """Jittor's convolutions; without it they run in naive loops."""
     remedy = f"pip install {runtime.ONEDNN_PACKAGES}"
     if use_mkl != "1":
         return Check("oneDNN", "warn", f"switched off (use_mkl={use_mkl}): convolutions are slow", "unset use_mkl")

@@ -1,9 +1,9 @@
 """exp, sigmoid and SiLU with one rounding wherever they run.
 
-Jittor's kernels get ``exp`` from the C library: the scalar one is 5 times slower than PyTorch's, and the vector one
-(opened by -D__FAST_MATH__) leaves the last elements of each row to the scalar one, which rounds differently. A fused
-kernel has other rows than a lone one, so reading an intermediate value would change the result. This polynomial is
-plain arithmetic: vector and scalar code agree bit for bit. Accuracy: within 1 ulp of the true value (test_layers).
+Jittor's kernels get ``exp`` from the C library. The scalar one is slow (SiLU of 1x64x160x160 took 6.3 ms where this
+takes 1.0), and the vector one, opened by -D__FAST_MATH__, leaves the last elements of each row to the scalar one, which
+rounds differently. A fused kernel has other rows than a lone one, so reading an intermediate value would change the
+result. This polynomial is plain arithmetic: vector and scalar code agree bit for bit. Its error is at most 1.01 ulp.
 """
 
 from __future__ import annotations

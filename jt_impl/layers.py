@@ -38,7 +38,7 @@ def to_var(array: Any, like: Var) -> Var:
 
 
 def matmul(a: Var, b: Var) -> Var:
-    """Product over the last two dimensions; in float64 by our own kernel, Jittor's runs at 1/5 of its speed."""
+    """Product over the last two dimensions; in float64 by our own kernel, since Jittor has only loops there."""
     return float64.matmul(a, b) if is_double(a) else jt.matmul(a, b)
 
 
@@ -188,7 +188,7 @@ def adaptive_avg_pool2d(x: Var, size: tuple[int, int], mode: str = "torch") -> V
 def resize_bilinear(x: Var, size: tuple[int, int]) -> Var:
     """Resize (N, C, H, W) to ``size``, bilinear with align_corners=False.
 
-    Matrix products: ``nn.interpolate`` takes its coordinates in float32, also for float64 maps, and is 4 times slower.
+    Matrix products: ``nn.interpolate`` takes its coordinates in float32, also for float64 maps, and twice the time.
     """
     if size == spatial_size(x):
         return x

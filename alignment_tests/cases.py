@@ -38,7 +38,9 @@ class Case:
         return drawn_images(self.batch, self.image)
 
 
-# Every module of the four sizes: both modes, both forms, batch 1 and 2, square and not; M and L on smaller images.
+# Every module of the four sizes: both modes, both forms, batch 1 and 2, square and not; M and L on smaller images in
+# eval mode. Not in train mode: at 64x96 the smallest map has 4 values per channel, and a batch norm over 4 nearly equal
+# values magnifies the rounding before it without bound, in one channel of L's neck 65 times as much as the reference's.
 SMALL = [
     case
     for size in "nsml"
@@ -46,7 +48,7 @@ SMALL = [
     for case in (
         Case(size, image=wide),
         Case(size, form="deploy", batch=2, image=square),
-        Case(size, mode="train", batch=2, image=wide),
+        Case(size, mode="train", batch=2, image=(128, 160)),
     )
 ]
 # N and S at full size. M and L are compared at the small sizes above only, to keep the suite short.

@@ -136,7 +136,9 @@ def surroundings() -> dict[str, Any]:
     from jt_impl.runtime import describe
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", ":!docs/results"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return {
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "processor": processor(),
@@ -144,7 +146,7 @@ def surroundings() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
-        "jittor": describe(),
+        "jittor": {key: value for key, value in describe().items() if key != "cache"},
     }
 
 

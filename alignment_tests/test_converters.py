@@ -781,6 +781,29 @@ def test_the_official_like_checkpoint_loads_into_both_models(shared_golden: Path
     assert_same(read_state(model), {n: a for n, a in to_single(checkpoint.state)[0].items() if n in result.loaded})
 
 
+@pytest.mark.parametrize("package", ["torch_ref", "jt_impl"])
+@pytest.mark.parametrize("head", ["plain", "fuse_ab", "distill_ns"])
+def test_a_checkpoint_tells_which_model_to_build(tmp_path: Path, head: str, package: str) -> None:
+    import importlib
+
+    from fixtures.config import load_config
+
+    module = importlib.import_module(package)
+    model = module.build_model(load_config("gold_yolo_n", 10, use_dfl=True, head=head))
+    write_checkpoint(tmp_path / "weights.pt", Checkpoint(read_state(model)))
+    read = read_checkpoint(tmp_path / "weights.pt")
+    assert read.meta["head"] == head
+    assert read.model_config() == model.config
+    again = module.build_model(read.model_config())
+    load_into(again, read.state)
+    assert_same(read_state(again), read_state(model))
+
+
+def test_weights_of_another_model_tell_no_config() -> None:
+    with pytest.raises(CheckpointError, match="does not tell its config"):
+        Checkpoint(small_state()).model_config()
+
+
 # ---- writing and the command
 
 

@@ -24,6 +24,7 @@ from converters.rebuild import NumpyArray, TorchTensor
 from converters.state import State, check_state
 from converters.torch_zip import TorchArchive
 from converters.unpickle import read_pickle
+from fixtures.config import GoldYoloConfig, load_config
 
 T = TypeVar("T")
 JITTOR_MARK = b"HCAJSLHD"  # ends a file of jittor.save, after the pickle and the SHA-1 of it
@@ -52,6 +53,16 @@ class Checkpoint:
         if self.config_name is None or self.num_classes is None:
             raise CheckpointError("the checkpoint does not tell its config: its shapes are not those of a Gold-YOLO")
         return self.config_name, self.num_classes
+
+    def model_config(self) -> GoldYoloConfig:
+        """The configuration to build the model from: size, classes, head and DFL as the weights' shapes tell them.
+
+        Raises:
+            CheckpointError: the weights are not of a known model.
+        """
+        name, classes = self.require_config()
+        use_dfl = self.meta["reg_max"] > 0 if "reg_max" in self.meta else None
+        return load_config(name, classes, use_dfl=use_dfl, head=self.meta.get("head", "plain"))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

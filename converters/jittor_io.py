@@ -75,3 +75,19 @@ def write_state(model: Any, arrays: Mapping[str, Array]) -> None:
             if frozen:
                 var.stop_grad()
     verify(arrays, read_state(model))
+
+
+def read_slots(optimizer: Any) -> dict[str, State]:
+    """Copies of what an optimizer of ``jt_impl.optim`` carries along, as ``TrainingState.slots`` describes it."""
+    slots: dict[str, State] = optimizer.state_dict()["slots"]
+    return slots
+
+
+def write_slots(optimizer: Any, slots: Mapping[str, State]) -> None:
+    """Let the optimizer go on from such slots, bit for bit. Names and shapes must fit: see ``match_training_state``."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "slots": slots})
+
+
+def to_array(var: Any) -> Array:
+    """A copy in numpy."""
+    return np.array(var.numpy(), order="C")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from converters.optimizer_state import FRESH, fresh
 from converters.state import Array, State, TensorSpec, verify
 
 
@@ -67,3 +68,68 @@ def dump_state(state: Mapping[str, Array]) -> bytes:
     buffer = io.BytesIO()
     torch.save(OrderedDict((name, torch.from_numpy(array.copy())) for name, array in state.items()), buffer)
     return buffer.getvalue()
+
+
+# PyTorch's names of optimizer slots.
+NATIVE = {"momentum": "momentum_buffer", "first": "exp_avg", "second": "exp_avg_sq", "step": "step"}
+
+
+def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    """ "sgd", "adam" or "adamw".
+
+    Raises:
+        TypeError: it is another one.
+    """
+    name = type(optimizer).__name__.lower()
+    if name not in FRESH:
+        raise TypeError(f"`optimizer` must be one of {sorted(FRESH)}. Received: {type(optimizer).__name__}")
+    return name
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, torch.Tensor]]:
+    """Number in ``state_dict``, name and tensor of each parameter, in order.
+
+    Raises:
+        TypeError: the optimizer was made of parameters without names.
+    """
+    found = []
+    for packed, group in zip(optimizer.state_dict()["param_groups"], optimizer.param_groups, strict=True):
+        if "param_names" not in group:
+            raise TypeError("`optimizer` must know its parameters' names: give it (name, parameter) pairs")
+        found += list(zip(packed["params"], group["param_names"], group["params"], strict=True))
+    return found
+
+
+def read_slots(optimizer: torch.optim.Optimizer) -> dict[str, State]:
+    """Copies of what the optimizer carries from update to update, as ``TrainingState.slots`` describes it."""
+    kind, state = optimizer_name(optimizer), optimizer.state_dict()["state"]
+    slots: dict[str, State] = {slot: {} for slot in FRESH[kind]}
+    for number, name, parameter in optimizer_parameters(optimizer):
+        if not parameter.requires_grad:
+            continue
+        like = to_array(parameter)
+        for slot in slots:
+            value = state.get(number, {}).get(NATIVE[slot])
+            array = fresh(kind, slot, like) if value is None else to_array(value)
+            slots[slot][name] = array.astype(np.int64) if slot == "step" else array
+    return slots
+
+
+def write_slots(optimizer: torch.optim.Optimizer, slots: Mapping[str, State]) -> None:
+    """Let the optimizer go on from such slots, bit for bit. Names and shapes must fit: see ``match_training_state``."""
+    packed = optimizer.state_dict()
+    packed["state"] = {
+        number: {NATIVE[slot]: _slot_tensor(slot, named[name]) for slot, named in slots.items()}
+        for number, name, parameter in optimizer_parameters(optimizer)
+        if parameter.requires_grad
+    }
+    optimizer.load_state_dict(packed)
+
+
+def _slot_tensor(slot: str, array: Array) -> torch.Tensor:
+    return torch.tensor(float(array)) if slot == "step" else torch.from_numpy(array.copy())
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A copy in numpy."""
+    return np.array(tensor.detach().cpu().numpy(), order="C")

@@ -16,7 +16,7 @@ import numpy as np
 from fixtures.config import NormConfig
 from jt_impl import exponential, float64
 from jt_impl.runtime import jittor as jt
-from jt_impl.statistics import channel_statistics
+from jt_impl.statistics import batch_normalise, normalised
 
 nn: Any = jt.nn
 Var = Any
@@ -44,7 +44,7 @@ def matmul(a: Var, b: Var) -> Var:
 
 def softmax(x: Var, dim: int) -> Var:
     """With exact float64; ``nn.softmax`` on CUDA switches kernels with the size of the last dimension."""
-    exponent = exponential.exp(x - x.max(dim, keepdims=True))
+    exponent = exponential.exp(x - x.max(dim, keepdims=True).detach())  # the gradient by the maximum cancels
     return exponent / exponent.sum(dim, keepdims=True)
 
 
@@ -90,23 +90,20 @@ class BatchNorm2d(nn.Module):
         self.running_var = jt.ones((channels,)).stop_grad()
 
     def execute(self, x: Var) -> Var:
-        mean, variance = self.running_mean, self.running_var
-        if self.is_training():
-            mean, variance = self.batch_statistics(x)
-        scale = self.weight / jt.sqrt(variance + constant(self.eps, x))
-        shift = self.bias - mean * scale
-        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
-
-    def batch_statistics(self, x: Var) -> tuple[Var, Var]:
-        """Mean and biased variance of the batch; the running ones move towards mean and unbiased variance."""
+        if not self.is_training():
+            return normalised(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         count = x.shape[0] * x.shape[2] * x.shape[3]
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training. Received: {x.shape}")
-        mean, variance = channel_statistics(x)
-        momentum, correction = constant(self.momentum, x), constant(count / (count - 1), x)
-        for running, batch in ((self.running_mean, mean), (self.running_var, variance * correction)):
+        y, mean, variance = batch_normalise(x, self.weight, self.bias, self.eps)
+        self.move_running_statistics(mean, variance * constant(count / (count - 1), x))
+        return y
+
+    def move_running_statistics(self, mean: Var, variance: Var) -> None:
+        """Towards the batch's mean and unbiased variance."""
+        momentum = constant(self.momentum, mean)
+        for running, batch in ((self.running_mean, mean), (self.running_var, variance)):
             running.update((running + (batch.detach() - running) * momentum).stop_grad())
-        return mean, variance
 
 
 class MaxPool2d(nn.Module):

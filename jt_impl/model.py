@@ -11,7 +11,7 @@ from fixtures.config import GoldYoloConfig
 from jt_impl.attention import Attention
 from jt_impl.backbone import Backbone
 from jt_impl.fusion import PlainConvNorm
-from jt_impl.head import Head
+from jt_impl.head import HEADS
 from jt_impl.layers import BatchNorm2d, Conv2d, Identity, RepVGGBlock, Var, nn
 from jt_impl.neck import Neck
 from jt_impl.runtime import jittor as jt
@@ -22,16 +22,16 @@ Array = Any
 
 
 class GoldYolo(nn.Module):
-    """Images (N, 3, H, W) in 0..1, H and W multiples of 32, to what ``Head`` returns."""
+    """Images (N, 3, H, W) in 0..1, H and W multiples of 32, to what the head of the config's kind returns."""
 
     def __init__(self, config: GoldYoloConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
         self.neck = Neck(config)
-        self.detect = Head(config)
+        self.detect = HEADS[config.head.kind](config)
 
-    def execute(self, images: Var) -> Var | tuple[list[Var], Var, Var]:
+    def execute(self, images: Var) -> Var | tuple[Any, ...]:
         return self.detect(self.neck(self.backbone(images)))
 
 
@@ -74,12 +74,12 @@ def initialise(model: GoldYolo) -> None:
         if isinstance(module, Attention):
             module.proj[1].bn.weight = jt.zeros_like(module.proj[1].bn.weight)
     head, prior = model.detect, model.config.head.prior_probability
-    for prediction in head.cls_preds:
-        prediction.weight = jt.zeros_like(prediction.weight)
-        prediction.bias = jt.full_like(prediction.bias, -math.log((1 - prior) / prior))
-    for prediction in head.reg_preds:
-        prediction.weight = jt.zeros_like(prediction.weight)
-        prediction.bias = jt.ones_like(prediction.bias)
+    for name, group in head.named_children():
+        if name.startswith(("cls_preds", "reg_preds")):
+            bias = -math.log((1 - prior) / prior) if name.startswith("cls") else 1.0
+            for prediction in group:
+                prediction.weight = jt.zeros_like(prediction.weight)
+                prediction.bias = jt.full_like(prediction.bias, bias)
     head.proj_conv.weight = head.proj.reshape(head.proj_conv.weight.shape).stop_grad()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fixtures.config import GoldYoloConfig
 from torch_ref.attention import Attention
 from torch_ref.backbone import Backbone
 from torch_ref.fusion import PlainConvNorm
-from torch_ref.head import Head
+from torch_ref.head import HEADS
 from torch_ref.layers import RepVGGBlock
 from torch_ref.neck import Neck
 
@@ -21,16 +22,16 @@ NORM_AFTER = {"conv": "bn", "c": "bn"}  # names under which a module keeps a con
 
 
 class GoldYolo(nn.Module):
-    """Images (N, 3, H, W) in 0..1, H and W multiples of 32, to what ``Head`` returns."""
+    """Images (N, 3, H, W) in 0..1, H and W multiples of 32, to what the head of the config's kind returns."""
 
     def __init__(self, config: GoldYoloConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = Backbone(config)
         self.neck = Neck(config)
-        self.detect = Head(config)
+        self.detect = HEADS[config.head.kind](config)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[list[Tensor], Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Any, ...]:
         return self.detect(self.neck(self.backbone(images)))
 
 
@@ -59,12 +60,12 @@ def initialise(model: GoldYolo) -> None:
         if isinstance(module, Attention):
             nn.init.zeros_(module.proj[1].bn.weight)
     head, prior = model.detect, model.config.head.prior_probability
-    for prediction in head.cls_preds:
-        nn.init.zeros_(prediction.weight)
-        nn.init.constant_(prediction.bias, -math.log((1 - prior) / prior))
-    for prediction in head.reg_preds:
-        nn.init.zeros_(prediction.weight)
-        nn.init.constant_(prediction.bias, 1.0)
+    for name, group in head.named_children():
+        if name.startswith(("cls_preds", "reg_preds")):
+            bias = -math.log((1 - prior) / prior) if name.startswith("cls") else 1.0
+            for prediction in group:
+                nn.init.zeros_(prediction.weight)
+                nn.init.constant_(prediction.bias, bias)
     with torch.no_grad():
         head.proj_conv.weight.copy_(head.proj.reshape(head.proj_conv.weight.shape))
     head.proj_conv.weight.requires_grad_(False)

@@ -51,6 +51,29 @@ class Adapter(Protocol):
     def in_precision(self, model: Any, precision: str) -> AbstractContextManager[Any]:
         """The model in float32 (as it is) or float64 (exact casts of its values)."""
 
+    def trainable(self, tensor: Any) -> bool:
+        """Whether gradients flow to the tensor."""
+
+    def variable(self, array: Array) -> Any:
+        """As ``from_numpy``, with gradients where the array is floating."""
+
+    def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
+        """Gradients of a scalar; zeros for tensors that it does not depend on or that cannot have one."""
+
+    def vjp(
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Gradients of one module alone.
+
+        Args:
+            module: in the mode it is in; its buffers may move.
+            arguments: {"args": [...], "kwargs": {...}} of tensors and plain values.
+            upstream: gradient by each output, by slot.
+
+        Returns:
+            Gradients by the floating tensors among the arguments, by slot, and by the module's parameters, by name.
+        """
+
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
         """Name -> (phase, values) of every parameter and buffer; phase is "parameter" or "buffer"."""
 

@@ -22,6 +22,8 @@ class Budget:
         float64_bar: allowed ``max|J64 - T64|`` as a share of the oracle's largest magnitude.
         k: allowed ``max|J32 - T64|`` in units of ``max|T32 - T64|``.
         c: floor of that allowance, in units of ``eps32 * scale``, for rows where the reference is exact or lucky.
+        structural_zero: share of its neighbours' scale below which a gradient is zero by structure, and is judged by
+            their scale.
     """
 
     float64_bar: float = 1e-9
@@ -33,6 +35,9 @@ class Budget:
     # A single float32 operation errs by eps/2 of its result; a row whose reference happens to be exact (a copy, a max,
     # a sum of two numbers) must leave the candidate room for a few roundings.
     c: float = 4.0
+    # The gradient of a bias in front of a batch norm is zero; rounding leaves some 1e-15 of the gradient of the weight
+    # beside it in float64. Gradients that merely are small lie many orders above the bar.
+    structural_zero: float = 1e-11
 
     def allowed(self, precision: str, reference_error: float, scale: float) -> float:
         """Largest absolute error that passes, for an oracle of magnitude ``scale``."""

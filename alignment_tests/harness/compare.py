@@ -52,6 +52,15 @@ class Comparison:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Scales:
+    """What else than the array itself may judge it; see ``compare_arrays``."""
+
+    zero: float
+    given: float | None
+    yardstick: float
+
+
 def compare_arrays(
     actual: Array,
     expected: Array,
@@ -59,6 +68,8 @@ def compare_arrays(
     oracle: Array | None = None,
     budget: Budget = DEFAULT_BUDGET,
     zero_scale: float = 0.0,
+    scale: float | None = None,
+    yardstick: float = 0.0,
     brief: bool = False,
 ) -> Comparison:
     """Judge the candidate's array ``actual`` against the reference's ``expected``.
@@ -68,7 +79,10 @@ def compare_arrays(
         expected: the reference's array, of the same shape and dtype. Nothing is cast, transposed or broadcast.
         oracle: the reference in float64, needed for float32 arrays; float64 arrays are their own oracle.
         budget: the limits.
-        zero_scale: scale to judge by where the oracle is zero everywhere (that of its neighbours).
+        zero_scale: scale to judge by where the oracle is zero everywhere (that of the array before it).
+        scale: judge by this one in place of the oracle's own.
+        yardstick: relative error of the reference elsewhere in this phase, where its error in a single array is luck:
+            the unit is at least this share of the scale.
         brief: leave out what only informs (p99, RMSE, cosine, ULP); the verdict is the same.
 
     Returns:
@@ -81,7 +95,8 @@ def compare_arrays(
         problem = _finiteness(actual, expected, oracle)
     if problem is not None:
         return Comparison(False, problem, actual.shape, str(actual.dtype), int(actual.size))
-    return _compare_values(actual, expected, expected if oracle is None else oracle, budget, zero_scale, brief)
+    scales = Scales(zero_scale, scale, yardstick)
+    return _compare_values(actual, expected, expected if oracle is None else oracle, budget, scales, brief)
 
 
 def _structure(actual: Array, expected: Array, oracle: Array | None) -> str | None:
@@ -144,22 +159,23 @@ def _compare_exact(actual: Array, expected: Array) -> Comparison:
 
 
 def _compare_values(
-    actual: Array, expected: Array, oracle: Array, budget: Budget, zero_scale: float, brief: bool
+    actual: Array, expected: Array, oracle: Array, budget: Budget, scales: Scales, brief: bool
 ) -> Comparison:
     precision = str(actual.dtype)
     finite = np.isfinite(oracle)
     whole = bool(finite.all())
     error = _abs_error(actual, oracle, None if whole else finite)
     max_error = float(error.max())
-    scale = _peak(oracle if whole else oracle[finite]) or zero_scale
+    scale = scales.given if scales.given is not None else _peak(oracle if whole else oracle[finite]) or scales.zero
     single = precision == "float32"
     reference_error = float(_abs_error(expected, oracle, None if whole else finite).max()) if single else None
-    allowed = budget.allowed(precision, reference_error or 0.0, scale)
+    unit = max(reference_error or 0.0, scales.yardstick * scale)
+    allowed = budget.allowed(precision, unit, scale)
     failing = int(np.count_nonzero(error > allowed)) if max_error > allowed else 0
     worst = _worst(error)
     # A reference this far off would let zeros pass, or the other sign: such a row proves nothing about the candidate.
     blind = failing == 0 and reference_error is not None and reference_error > 0.0 and allowed >= scale
-    reason = _reason(precision, failing, actual.size, max_error, allowed, reference_error, scale, budget, worst)
+    reason = _reason(precision, failing, actual.size, max_error, allowed, unit, reference_error, scale, budget, worst)
     if blind:
         reason = f"proves nothing: the reference errs by {reference_error:.3g} where the oracle's scale is {scale:.3g}"
     return Comparison(
@@ -192,6 +208,7 @@ def _reason(
     size: int,
     error: float,
     allowed: float,
+    unit: float,
     reference_error: float | None,
     scale: float,
     budget: Budget,
@@ -199,8 +216,11 @@ def _reason(
 ) -> str:
     if precision == "float64":
         basis = f"{budget.float64_bar:g} of scale {scale:.3g}"
-    elif reference_error is not None and budget.k * reference_error >= budget.c * EPS32 * scale:
-        basis = f"{budget.k:g} x the reference's own error {reference_error:.3g}"
+    elif budget.k * unit >= budget.c * EPS32 * scale:
+        whose = (
+            "the reference's own error" if unit == reference_error else "the reference's error elsewhere in the phase,"
+        )
+        basis = f"{budget.k:g} x {whose} {unit:.3g}"
     else:
         basis = f"{budget.c:g} x eps32 x scale {scale:.3g}"
     if not failing:

@@ -10,6 +10,7 @@ import jittor as jt
 import numpy as np
 
 from alignment_tests.harness.adapters import After, Array, Before
+from alignment_tests.harness.tree import flatten, unflatten
 
 CASTS_TO_FLOAT32 = ("float", "float32", "float_auto")
 
@@ -116,6 +117,37 @@ class JittorAdapter:
                 module.__dict__[name] = var
             for name, cast in casts.items():
                 setattr(jt.Var, name, cast)
+
+    def trainable(self, tensor: Any) -> bool:
+        return not tensor.is_stop_grad() and str(tensor.dtype).startswith("float")
+
+    def variable(self, array: Array) -> Any:
+        made = self.from_numpy(array)
+        return made.start_grad() if array.dtype.kind == "f" else made
+
+    def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
+        return [gradient.numpy() for gradient in jt.grad(total, tensors)]
+
+    def vjp(
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        leaves, structure = flatten(arguments, self.is_tensor)
+        wanted = {slot: leaf.start_grad() for slot, leaf in leaves.items() if str(leaf.dtype).startswith("float")}
+        made = unflatten(structure, leaves.__getitem__)
+        outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
+        parameters = {
+            f"{path}.{name}" if path else name: var
+            for path, owner in self.modules(module)
+            for name, var in owner.__dict__.items()
+            if isinstance(var, jt.Var) and not name.startswith("_") and self.trainable(var)
+        }
+        pulled = [(outputs[slot] * self.from_numpy(array).stop_grad()).sum() for slot, array in upstream.items()]
+        total = pulled[0]
+        for more in pulled[1:]:
+            total = total + more
+        found = [grad.numpy() for grad in jt.grad(total, [*wanted.values(), *parameters.values()])]
+        split = len(wanted)
+        return dict(zip(wanted, found[:split], strict=True)), dict(zip(parameters, found[split:], strict=True))
 
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
         found = {}

@@ -35,6 +35,7 @@ class Row:
     reason: str
     accumulated: Comparison | None = None
     isolated: Comparison | None = None
+    step: int | None = None  # of a training run: the step whose figures these are, the worst one
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Report:
     environment: dict[str, dict[str, Any]] = field(default_factory=dict)  # "reference", "candidate", "harness"
     details: tuple[Detail, ...] = ()
     checks: dict[str, str] = field(default_factory=dict)  # other facts that were proven, and failures: "FAIL: ..."
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of a training run: name -> a value per step
 
     @property
     def failures(self) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from alignment_tests.harness.adapters import After, Array, Before
+from alignment_tests.harness.tree import flatten, unflatten
 
 
 class TorchAdapter:
@@ -97,6 +98,37 @@ class TorchAdapter:
             else:
                 torch.Tensor.float = own
 
+    def trainable(self, tensor: Any) -> bool:
+        return bool(tensor.requires_grad)
+
+    def variable(self, array: Array) -> Any:
+        return self.from_numpy(array).requires_grad_(array.dtype.kind == "f")
+
+    def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        found = iter(torch.autograd.grad(total, wanted, allow_unused=True))
+        return [_as_array(tensor, next(found) if tensor.requires_grad else None) for tensor in tensors]
+
+    def vjp(
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        restore_ieee_arithmetic()
+        leaves, structure = flatten(arguments, self.is_tensor)
+        inputs = {slot: leaf.detach().clone() for slot, leaf in leaves.items()}
+        wanted = {slot: tensor.requires_grad_() for slot, tensor in inputs.items() if tensor.is_floating_point()}
+        made = unflatten(structure, inputs.__getitem__)
+        outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
+        parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        found = torch.autograd.grad(
+            [outputs[slot] for slot in upstream],
+            [*wanted.values(), *parameters.values()],
+            [self.from_numpy(array) for array in upstream.values()],
+            allow_unused=True,
+        )
+        arrays = [_as_array(of, grad) for of, grad in zip([*wanted.values(), *parameters.values()], found, strict=True)]
+        split = len(wanted)
+        return dict(zip(wanted, arrays[:split], strict=True)), dict(zip(parameters, arrays[split:], strict=True))
+
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
         parameters = {name: ("parameter", self.to_numpy(value)) for name, value in model.named_parameters()}
         buffers = {name: ("buffer", self.to_numpy(value)) for name, value in model.named_buffers()}
@@ -110,6 +142,11 @@ class TorchAdapter:
             "threads": torch.get_num_threads(),
             "mkldnn": torch.backends.mkldnn.is_available(),
         }
+
+
+def _as_array(of: torch.Tensor, gradient: torch.Tensor | None) -> Array:
+    """The gradient by ``of``; zeros where nothing depends on it."""
+    return (torch.zeros_like(of) if gradient is None else gradient).detach().cpu().numpy()
 
 
 def subnormals_survive() -> bool:

@@ -1,0 +1,413 @@
+"""Judge the arrays of training steps: one row per name and precision holds the worst step.
+
+Beside what ``Judge`` does for a forward pass, gradients need two more rules. A gradient that is zero by structure (a
+bias in front of a batch norm) is rounding noise on every side, so the gradients beside it judge it. And a float32
+gradient of the whole network passed kinks: where a ReLU's input lies within rounding of zero, two correct programs
+differ by that element's whole gradient, and everything before it inherits the difference. Which arrays this hits is
+chance (the reference in float32 is off by percents in some, by a millionth in others), so single arrays prove nothing
+there. They are judged in float64, and in float32 module by module; of the whole pass the median and the 90th percentile
+over all arrays are judged, in units of the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from alignment_tests.harness.adapters import Array
+from alignment_tests.harness.budget import EPS32, Budget
+from alignment_tests.harness.compare import Comparison, compare_arrays
+from alignment_tests.harness.judge import EXCUSED, PRECISIONS
+from alignment_tests.harness.report import Coverage, Divergence, Row
+from alignment_tests.harness.trace import Call, Trace
+
+# Cause before effect: within a step, what stands first explains what follows.
+PHASES = (
+    "activation",
+    "buffer",
+    "assignment",
+    "loss",
+    "grad_activation",
+    "grad_parameter",
+    "momentum",
+    "parameter",
+    "ema",
+)
+# Single numbers, or values behind decisions: the reference's own error in one of them is luck, so the unit is at least
+# the largest relative error that it showed in the phase so far.
+NOISY = ("loss", "assignment")
+STRUCTURAL = ("grad_activation", "grad_parameter", "momentum")  # phases with entries that are zero by structure
+GRADIENTS = ("grad_activation", "grad_parameter")  # in float32 they pass kinks
+QUANTILES = (0.5, 0.9)
+LOSS = "loss#0"  # the loss as a module call: isolated, it is fed with the model's recorded outputs
+
+Key = tuple[str, str]  # name, precision
+
+
+def phase_of(name: str) -> str:
+    return name.split("/", 1)[0]
+
+
+def module_of(name: str) -> str:
+    """Module path of a row: ``grad_activation/backbone.stem#0/0`` and ``momentum/backbone.stem.weight`` alike."""
+    rest = name.split("/", 1)[1]
+    return rest.split("#")[0] if "#" in rest else rest.rpartition("/")[2].rpartition(".")[0]
+
+
+class StepJudge:
+    """Compares each array of the candidate's steps on arrival; keeps one comparison per name and precision.
+
+    Args:
+        budget: the limits.
+        excused: pattern (fnmatch, on whole names) -> reason, beside the built-in ones.
+    """
+
+    def __init__(self, budget: Budget, excused: Mapping[str, str] | None = None) -> None:
+        self.budget = budget
+        self.excuses = {**EXCUSED, **(excused or {})}
+        self.accumulated: dict[Key, tuple[Comparison, int]] = {}
+        self.isolated: dict[Key, tuple[Comparison, int]] = {}
+        self.steps: dict[str, int] = {}  # precision -> steps compared
+        self.failing_steps: dict[Key, set[int]] = {}
+        self.names: dict[str, None] = {}  # every name of the reference, in order of appearance
+        self.missing: dict[str, None] = {}
+        self.unexpected: dict[str, None] = {}
+        self.calls: list[Call] = []
+        self.yardsticks: dict[str, float] = {}  # phase -> largest relative float32 error of the reference so far
+        # side -> phase -> quantiles of the relative errors of all its arrays, each the largest over the steps
+        self.noise: dict[str, dict[str, tuple[float, ...]]] = {"reference": {}, "candidate": {}}
+        self._errors: dict[str, list[float]] = {}
+        self._reference: Trace | None = None
+        self._oracle: Trace | None = None
+        self._peaks: dict[str, float] = {}
+        self._neighbours: dict[str, float] = {}
+        self._seen: set[str] = set()
+
+    def begin(self, step: int, precision: str, reference: Trace, oracle: Trace) -> None:
+        """The arrays that come next belong to this step and precision.
+
+        Args:
+            step: number of the step.
+            precision: "float64" or "float32".
+            reference: what the reference did.
+            oracle: the same in float64 from the same state; the reference itself in float64.
+        """
+        self._step, self._precision = step, precision
+        self._reference, self._oracle, self._seen, self._zero = reference, oracle, set(), 0.0
+        self.steps[precision] = self.steps.get(precision, 0) + 1
+        self.names.update(dict.fromkeys(n for n in reference if not n.startswith("input/")))
+        if len(reference.calls) > len(self.calls):
+            self.calls = reference.calls
+        self._peaks, self._neighbours = magnitudes(oracle)
+        self._errors = {}
+        if precision == "float32":
+            self._note_errors(reference, oracle)
+
+    def _note_errors(self, reference: Trace, oracle: Trace) -> None:
+        found: dict[str, list[float]] = {}
+        for name in reference:
+            phase = phase_of(name)
+            if phase not in (*NOISY, *GRADIENTS) or reference.entries[name] != name or name not in oracle:
+                continue
+            expected, exact = reference[name], oracle[name]
+            if expected.dtype.kind != "f" or not np.isfinite(expected).all():
+                continue
+            scale = float(np.abs(exact).max())
+            if self.is_structural_zero(name) or scale == 0.0:
+                continue
+            found.setdefault(phase, []).append(float(np.abs(expected - exact).max()) / scale)
+        for phase in NOISY:
+            self.yardsticks[phase] = max([self.yardsticks.get(phase, 0.0), *found.get(phase, [])])
+        self._note_noise("reference", found)
+
+    def _note_noise(self, side: str, errors: Mapping[str, list[float]]) -> None:
+        known = self.noise[side]
+        for phase in GRADIENTS:
+            if errors.get(phase):
+                new = np.quantile(errors[phase], QUANTILES)
+                known[phase] = tuple(float(q) for q in np.maximum(new, known.get(phase, (0.0,) * len(QUANTILES))))
+
+    def put(self, name: str, array: Array) -> None:
+        """An array of the candidate's step (so that the judge is a sink)."""
+        assert self._reference is not None
+        self._seen.add(name)
+        if name not in self._reference:
+            self.unexpected[name] = None
+            return
+        expected, oracle = self._reference[name], self._oracle_array(name)
+        comparison = self._compare(name, array, expected, oracle, alone=False)
+        self._keep(self.accumulated, name, comparison)
+        if (
+            self._precision == "float32"
+            and comparison.smallest_tolerance is not None
+            and not self.is_structural_zero(name)
+        ):
+            self._errors.setdefault(phase_of(name), []).append(comparison.smallest_tolerance)
+
+    def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
+        assert self._reference is not None
+        same = name in self._reference and self._reference.same(name, existing)
+        kept = self.accumulated.get((existing, self._precision))
+        if same and kept is not None and (name, self._precision) not in self.accumulated and kept[1] == self._step:
+            self._seen.add(name)
+            self._keep(self.accumulated, name, kept[0])
+        else:
+            self.put(name, values())
+
+    def is_structural_zero(self, name: str) -> bool:
+        """Whether a gradient is zero but for rounding, next to the gradients beside it."""
+        return self._peaks.get(name, 1.0) <= self.budget.structural_zero * self._neighbours.get(name, 0.0)
+
+    def put_isolated(self, name: str, array: Array, expected: Array, oracle: Array) -> None:
+        """What one module gave alone, fed as the reference was; see ``training.judge_backward``."""
+        self.names.setdefault(name, None)
+        self._keep(self.isolated, name, self._compare(name, array, expected, oracle, alone=True))
+
+    def fail_isolated(self, name: str, reason: str) -> None:
+        self.names.setdefault(name, None)
+        self._keep(self.isolated, name, Comparison(False, reason, (), "", 0))
+
+    def put_decisions(self, name: str, array: Array, margins: Array, noise: float) -> None:
+        """Decisions (integers, bool): equal, or different only where the deciding margin is under the float error.
+
+        Args:
+            name: of the array.
+            array: the candidate's decisions.
+            margins: relative margin of each decision in the oracle, of the same shape.
+            noise: the proven relative float error of what was decided on, in the reference.
+        """
+        assert self._reference is not None
+        self._seen.add(name)
+        expected = self._reference[name]
+        comparison = compare_arrays(array, expected, budget=self.budget)
+        if comparison.failing:
+            comparison = excuse_decisions(comparison, array != expected, margins, self.budget.k * noise)
+        self._keep(self.accumulated, name, comparison)
+
+    def end(self) -> None:
+        """All arrays of the step came; what the reference has beside them is missing."""
+        assert self._reference is not None
+        for name in self._reference:
+            if not name.startswith("input/") and name not in self._seen:
+                self.missing[name] = None
+        self._note_noise("candidate", self._errors)
+
+    def kinks_explain(self, phase: str) -> bool:
+        """Whether the candidate's float32 gradients are no noisier as a whole than the budget lets them be."""
+        own, theirs = (self.noise[side].get(phase, ()) for side in ("candidate", "reference"))
+        floor = self.budget.c * EPS32
+        return bool(own) and all(a <= max(self.budget.k * b, floor) for a, b in zip(own, theirs, strict=True))
+
+    def facts(self) -> dict[str, str]:
+        """In words, by phase, how noisy the float32 gradients of whole passes are."""
+        found = {}
+        for phase, theirs in self.noise["reference"].items():
+            own = self.noise["candidate"].get(phase, (float("nan"),) * len(QUANTILES))
+            told = (
+                f"median error {own[0]:.3g} of scale, the reference's own {theirs[0]:.3g};"
+                f" 90th percentile {own[1]:.3g}, its own {theirs[1]:.3g} (largest over the steps)"
+            )
+            found[f"{phase} (float32, whole pass)"] = told if self.kinks_explain(phase) else f"FAIL: {told}"
+        return found
+
+    def _oracle_array(self, name: str) -> Array:
+        assert self._oracle is not None
+        assert self._reference is not None
+        return self._oracle[name] if name in self._oracle else self._reference[name]
+
+    def _compare(self, name: str, array: Array, expected: Array, oracle: Array, *, alone: bool) -> Comparison:
+        single, zero = self._precision == "float32", self.is_structural_zero(name)
+        comparison = compare_arrays(
+            array,
+            expected,
+            oracle=oracle if single and expected.dtype.kind == "f" else None,
+            budget=self.budget,
+            zero_scale=self._zero,
+            scale=self._neighbours[name] if zero else None,
+            yardstick=self.yardsticks.get(phase_of(name), 0.0) if single and not alone else 0.0,
+            brief=alone,
+        )
+        if zero:
+            reason = f"zero by structure, judged by the scale of its neighbours: {comparison.reason}"
+            comparison = replace(comparison, reason=reason)
+        self._zero = comparison.scale or self._zero
+        return comparison
+
+    def _keep(self, kept: dict[Key, tuple[Comparison, int]], name: str, comparison: Comparison) -> None:
+        key = (name, self._precision)
+        if not comparison.passed:
+            self.failing_steps.setdefault(key, set()).add(self._step)
+        known = kept.get(key)
+        if known is None or badness(comparison) > badness(known[0]):
+            kept[key] = (comparison, self._step)
+
+    def rows(self) -> tuple[Row, ...]:
+        """Rows by phase, causes first; within a phase as the reference made them, gradients backwards."""
+        kinds = {call.name: call.kind for call in self.calls}
+        found = []
+        for index, name in enumerate(causal_order(self.names)):
+            for precision in PRECISIONS:
+                if (name, precision) in self.accumulated or (name, precision) in self.isolated:
+                    found.append(self._row(index, name, precision, kinds))
+        return tuple(found)
+
+    def _row(self, index: int, name: str, precision: str, kinds: Mapping[str, str]) -> Row:
+        key = (name, precision)
+        accumulated, isolated = self.accumulated.get(key), self.isolated.get(key)
+        pardoned = precision == "float32" and self._pardoned(name, accumulated)
+        failed = [c for c in (isolated, None if pardoned else accumulated) if c is not None and not c[0].passed]
+        shown = failed[0] if failed else accumulated or isolated
+        assert shown is not None
+        label = "isolated: " if shown is isolated else ""
+        steps = self.failing_steps.get(key, set())
+        where = f"step {shown[1]}"
+        if failed and self.steps[precision] > 1:
+            where += f", the worst of {len(steps)} failing of {self.steps[precision]}"
+        reason = f"{label}{shown[0].reason} ({where})"
+        if pardoned and not failed:
+            reason = (
+                f"informs only, since float32 gradients pass kinks; judged in float64, and module by module: {reason}"
+            )
+        excuse = self.excuse(name) if failed else None
+        rest = name.split("/", 1)[1]
+        return Row(
+            name=name,
+            index=index,
+            phase=phase_of(name),
+            module=module_of(name),
+            kind=kinds.get(rest.rsplit("/", 1)[0], ""),
+            precision=precision,
+            verdict="pass" if not failed else ("fail" if excuse is None else "excused"),
+            reason=reason if excuse is None else f"{excuse} ({reason})",
+            accumulated=None if accumulated is None else accumulated[0],
+            isolated=None if isolated is None else isolated[0],
+            step=shown[1],
+        )
+
+    def _pardoned(self, name: str, accumulated: tuple[Comparison, int] | None) -> bool:
+        """Whether a failing gradient of a whole float32 pass only informs; another shape or NaN fails all the same."""
+        if accumulated is None or accumulated[0].passed or accumulated[0].max_abs_error is None:
+            return False
+        return phase_of(name) in GRADIENTS and self.kinks_explain(phase_of(name))
+
+    def excuse(self, name: str) -> str | None:
+        return next((reason for pattern, reason in self.excuses.items() if fnmatchcase(name, pattern)), None)
+
+    def coverage(self, precisions: tuple[str, ...]) -> Coverage:
+        compared: dict[str, int] = {}
+        excused: dict[str, str] = {}
+        missing = dict(self.missing)
+        for name in self.names:
+            keys = [(name, precision) for precision in precisions]
+            if name not in missing and all(key in self.accumulated for key in keys):
+                compared[phase_of(name)] = compared.get(phase_of(name), 0) + 1
+        for name in [*missing, *self.unexpected]:
+            reason = self.excuse(name)
+            if reason is not None:
+                excused[name] = reason
+        return Coverage(
+            compared,
+            excused,
+            tuple(name for name in missing if name not in excused),
+            tuple(name for name in self.unexpected if name not in excused),
+        )
+
+
+def magnitudes(oracle: Trace) -> tuple[dict[str, float], dict[str, float]]:
+    """For each name of a phase with structural zeros: its largest magnitude, and that among the arrays beside it.
+
+    Beside a parameter's gradient stand the gradients of the same module, then those of the module around it; beside an
+    activation's gradient those of the same module's other outputs and of the module around it.
+    """
+    peaks = {}
+    for name in oracle:
+        if phase_of(name) in STRUCTURAL and oracle[name].dtype.kind == "f":
+            array = oracle[name]
+            peaks[name] = float(np.abs(array).max()) if array.size and np.isfinite(array).all() else 0.0
+    groups: dict[tuple[str, str], float] = {}
+    for name, peak in peaks.items():
+        for path in ancestors(name):
+            groups[phase_of(name), path] = max(groups.get((phase_of(name), path), 0.0), peak)
+    return peaks, {
+        name: next(
+            (groups[phase_of(name), path] for path in ancestors(name) if groups[phase_of(name), path] > peak), peak
+        )
+        for name, peak in peaks.items()
+    }
+
+
+def ancestors(name: str) -> list[str]:
+    """The module of a name and the one around it, innermost first."""
+    path = module_of(name)
+    return [path, path.rpartition(".")[0]]
+
+
+def causal_order(names: Mapping[str, None]) -> list[str]:
+    """Names by phase; gradients of activations backwards, since there the last module comes first."""
+    by_phase: dict[str, list[str]] = {phase: [] for phase in PHASES}
+    for name in names:
+        by_phase.setdefault(phase_of(name), []).append(name)
+    for phase in GRADIENTS:
+        by_phase[phase].reverse()
+    return [name for phase in by_phase for name in by_phase[phase]]
+
+
+def badness(comparison: Comparison) -> float:
+    """Orders comparisons of one name: failures above passes, then by the share of the budget that was used."""
+    if comparison.max_abs_error is None or not comparison.budget:
+        used = 0.0 if comparison.passed else float("inf")
+    else:
+        used = comparison.max_abs_error / comparison.budget
+    return used if comparison.passed else 1e300 + used
+
+
+def excuse_decisions(comparison: Comparison, wrong: Array, margins: Array, limit: float) -> Comparison:
+    """A failed comparison of decisions passes if every wrong one was decided by less than ``limit``."""
+    widest, closest = float(margins[wrong].max()), float(margins[wrong].min())
+    told = f"{int(wrong.sum())} of {wrong.size} decisions differ, by margins of {closest:.2g} to {widest:.2g}"
+    if widest <= limit:
+        return replace(comparison, passed=True, reason=f"{told}, under the proven float error {limit:.2g}")
+    return replace(comparison, reason=f"{told}; the proven float error is {limit:.2g}")
+
+
+def first_cause(rows: tuple[Row, ...], calls: list[Call], missing: tuple[str, ...]) -> Divergence | None:
+    """The first row to blame, float64 before float32, causes before effects.
+
+    Among gradients a module that fails alone is blamed before what it spoils, and a container only if nothing that it
+    called fails: calls stand in the order in which they returned.
+    """
+    place = {call.name: number for number, call in enumerate(calls)}
+    for precision in ("float64", "float32"):
+        failing = [row for row in rows if row.precision == precision and row.verdict == "fail"]
+        for phase in (*PHASES[:4], "gradients", *PHASES[6:]):
+            here = [row for row in failing if row.phase == phase or (phase == "gradients" and row.phase in GRADIENTS)]
+            if not here:
+                continue
+            alone = [row for row in here if row.isolated is not None and not row.isolated.passed]
+            blamed = min(alone, key=lambda row: place.get(call_of(row), -1)) if alone else here[0]
+            return Divergence(
+                blamed.name, blamed.module, blamed.kind, precision, blamed.reason + hint(rows, blamed, here)
+            )
+    if missing:
+        return Divergence(missing[0], module_of(missing[0]), "", "", "the candidate has no such array")
+    return None
+
+
+def call_of(row: Row) -> str:
+    """Name of the call that a gradient row belongs to; parameters belong to the first call of their module."""
+    rest = row.name.split("/", 1)[1]
+    return rest.rsplit("/", 1)[0] if "#" in rest else f"{row.module}#0"
+
+
+def hint(rows: tuple[Row, ...], blamed: Row, failing: list[Row]) -> str:
+    """How the failure spreads over its phase: over all of it, or over one kind of name."""
+    phase = [row for row in rows if row.phase == blamed.phase and row.precision == blamed.precision]
+    wrong = [row for row in failing if row.phase == blamed.phase]
+    if len(wrong) < 3:
+        return ""
+    leaves = {row.name.rsplit(".", 1)[-1].split("/")[-1] for row in wrong}
+    kind = f", all of them named {next(iter(leaves))}" if len(leaves) == 1 and "#" not in blamed.name else ""
+    return f"; {len(wrong)} of {len(phase)} rows of the phase {blamed.phase} fail{kind}"

@@ -1,0 +1,332 @@
+"""The comparison of training steps, tried on a small net in PyTorch against itself with a planted fault.
+
+Two correct sides must align in both precisions; each fault must be found and named, by module or by quantity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alignment_tests.harness import Report
+from alignment_tests.harness.adapters import Array
+from alignment_tests.harness.compare import compare_arrays
+from alignment_tests.harness.step_judge import PHASES, ancestors, causal_order
+from alignment_tests.harness.training import align_training
+from fixtures.seeded import uniform
+
+Fault = Callable[["ToyTrainee"], None]
+
+
+class Block(nn.Module):
+    """The bias before the norm has no gradient: the norm takes it out again."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = Block(3, 8), Block(8, 8), nn.Conv2d(8, 4, 1)
+        self.detached = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        # "a detached tensor": the sum is right, half of its gradient is lost
+        return self.last(self.second(x) + (x.detach() if self.detached else x))
+
+
+class ToyTrainee:
+    """SGD with momentum and an average of the weights; each class's best positions are its decisions."""
+
+    momentum, rate, decay, averaging = 0.9, 0.05, 0.01, 0.8
+
+    def __init__(self, precision: str) -> None:
+        torch.manual_seed(0)
+        self.dtype = getattr(torch, precision)
+        self.model = Toy().to(self.dtype).train()
+        self.velocity = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
+        self.ema = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.gradients: dict[str, Tensor] = {}
+        self.dampening, self.decays_biases, self.late_rate, self.late_average = 0.0, False, False, False
+        self.loss_factor, self.attached, self.step = 1.0, False, 0
+
+    def forward(self, batch: Array) -> Tensor:
+        return self.model(torch.from_numpy(batch).to(self.dtype))
+
+    def assign(self, outputs: Tensor, batch: Array) -> dict[str, Any]:
+        ranked = outputs.detach().flatten(2)
+        return {"chosen": ranked > ranked.mean(-1, keepdim=True)}
+
+    def losses(self, outputs: Tensor, batch: Array, assignment: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = assignment["chosen"]
+        mask = (torch.from_numpy(chosen) if isinstance(chosen, np.ndarray) else chosen).to(outputs)
+        values = outputs.flatten(2)
+        weight = values if self.attached else values.detach()  # "a missing stop_grad"
+        first = ((values - 1) ** 2 * mask).mean() * self.loss_factor
+        second = (values * weight * (1 - mask)).mean()
+        return {"total": first + second, "first": first, "second": second}
+
+    def backward(self, total: Tensor, extra: Sequence[Tensor]) -> tuple[dict[str, Any], list[Any]]:
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        found = torch.autograd.grad(total, [*parameters, *extra])
+        self.gradients = dict(zip(names, found, strict=False))
+        return self.gradients, list(found[len(names) :])
+
+    def update(self, gradients: Mapping[str, Array] | None) -> None:
+        if gradients is not None:
+            self.gradients = {name: torch.from_numpy(g.astype(str(self.dtype)[6:])) for name, g in gradients.items()}
+        rate = self.rate * (0.5 ** (self.step - self.late_rate))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                decayed = self.decays_biases or not name.endswith("bias")
+                grad = self.gradients[name] + (self.decay * parameter if decayed else 0.0)
+                self.velocity[name] = self.momentum * self.velocity[name] + (1 - self.dampening) * grad
+                average, kept = self.ema[name], self.averaging
+                if self.late_average:
+                    self.ema[name] = kept * average + (1 - kept) * parameter
+                parameter -= rate * self.velocity[name]
+                if not self.late_average:
+                    self.ema[name] = kept * average + (1 - kept) * parameter
+        self.step += 1
+
+    def state(self) -> dict[str, Array]:
+        named = {f"momentum/{name}": value for name, value in self.velocity.items()}
+        named |= {f"parameter/{name}": value.detach() for name, value in self.model.named_parameters()}
+        named |= {f"buffer/{name}": value for name, value in self.model.named_buffers() if "running" in name}
+        named |= {f"ema/{name}": value for name, value in self.ema.items()}
+        return {name: value.numpy().copy() for name, value in named.items()} | {"position/step": np.array(self.step)}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, array in state.items():
+                phase, key = name.split("/", 1)
+                value = torch.from_numpy(np.array(array)).to(self.dtype)
+                if phase in ("parameter", "buffer"):
+                    held[key].copy_(value)
+                elif phase in ("momentum", "ema"):
+                    (self.velocity if phase == "momentum" else self.ema)[key] = value
+        self.step = int(state["position/step"])
+
+    def margins(self, outputs: Tensor, batch: Array) -> dict[str, Array]:
+        ranked = outputs.detach().flatten(2)
+        middle = ranked.mean(-1, keepdim=True)
+        return {"chosen": ((ranked - middle).abs() / ranked.abs().amax(-1, keepdim=True)).numpy()}
+
+    def decision_values(self, outputs: Tensor, batch: Array) -> Array:
+        return outputs.detach().abs().numpy().astype(np.float64)
+
+
+BATCHES = [uniform(seed, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12).astype(np.float32) for seed in range(4)]
+
+
+def compare_with(fault: Fault | None = None, **options: Any) -> Report:
+    def candidate(precision: str) -> ToyTrainee:
+        made = ToyTrainee(precision)
+        if fault is not None:
+            fault(made)
+        return made
+
+    return align_training(ToyTrainee, candidate, BATCHES, **options)
+
+
+def test_training_of_equal_sides_is_aligned() -> None:
+    report = compare_with(deep_steps=(0, 3))
+    assert report.aligned, report.problems
+    assert set(report.coverage.compared) == set(PHASES)
+    assert report.coverage.compared["grad_parameter"] == len(list(Toy().parameters()))
+    assert {row.step for row in report.rows} <= set(range(4))
+    assert all("bitwise equal" in fact for name, fact in report.checks.items() if name.startswith("hooks"))
+    assert len(report.curves["drift, candidate float32"]) == len(BATCHES)
+
+
+def test_gradients_that_are_zero_by_structure_are_judged_by_their_neighbours() -> None:
+    report = compare_with()
+    row = next(r for r in report.rows if r.name == "grad_parameter/second.conv.bias" and r.precision == "float64")
+    weight = next(r for r in report.rows if r.name == "grad_parameter/second.conv.weight" and r.precision == "float64")
+    assert row.accumulated is not None
+    assert weight.accumulated is not None
+    assert row.verdict == "pass"
+    assert "zero by structure" in row.reason
+    assert row.accumulated.scale == weight.accumulated.scale
+
+
+def wrong_eps(trainee: ToyTrainee) -> None:
+    trainee.model.second.bn.eps = 2e-5
+
+
+def biased_variance(trainee: ToyTrainee) -> None:
+    norm = trainee.model.first.bn
+
+    def forward(x: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        mean, variance = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3), unbiased=False)
+        norm.running_mean = norm.running_mean * 0.9 + mean * 0.1
+        norm.running_var = norm.running_var * 0.9 + variance * 0.1
+        return y
+
+    norm.forward = forward
+
+
+def scaled_gradient(trainee: ToyTrainee) -> None:
+    """A backward of its own that is wrong, behind a right forward."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return torch.relu(x)
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+            return upstream[0] * (ctx.saved_tensors[0] > 0) * 1.001
+
+    trainee.model.second.act.forward = Wrong.apply
+
+
+def setting(name: str, value: Any) -> Fault:
+    return lambda trainee: setattr(trainee, name, value)
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "eps of a norm": (wrong_eps, "activation/second.bn#0/0"),
+    "running variance biased": (biased_variance, "buffer/first.bn.running_var"),
+    "loss by another factor": (setting("loss_factor", 1.01), "loss/total"),
+    "missing stop_grad": (setting("attached", True), "grad_activation/loss#0/0"),
+    "wrong backward of a module": (scaled_gradient, "grad_activation/second.act#0/args.0"),
+    "detached tensor": (lambda t: setattr(t.model, "detached", True), "grad_activation/first#0/0"),
+    "momentum dampened": (setting("dampening", 0.1), "momentum/"),
+    "decay on biases": (setting("decays_biases", True), "momentum/first.conv.bias"),
+    "rate of the step before": (setting("late_rate", True), "parameter/"),
+    "average before the update": (setting("late_average", True), "ema/"),
+}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_training_is_named(name: str, precision: str) -> None:
+    fault, where = FAULTS[name]
+    report = compare_with(fault, precisions=(precision,))
+    assert not report.aligned
+    assert report.first_divergence is not None
+    assert report.first_divergence.name.startswith(where), report.problems
+
+
+def test_what_all_failing_rows_have_in_common_is_told() -> None:
+    report = compare_with(FAULTS["decay on biases"][0], precisions=("float64",))
+    assert report.first_divergence is not None
+    assert "5 of 10 rows of the phase momentum fail, all of them named bias" in report.first_divergence.reason
+
+
+def test_a_module_that_fails_backward_alone_is_a_finding() -> None:
+    def fails_when_observed(trainee: ToyTrainee) -> None:
+        act, calls = trainee.model.second.act, []
+
+        def forward(x: Tensor) -> Tensor:
+            calls.append(x)
+            if len(calls) == 4:  # after the step and both runs of the hook check it runs alone
+                raise RuntimeError("planted")
+            return torch.relu(x)
+
+        act.forward = forward
+
+    report = compare_with(fails_when_observed, precisions=("float64",), free_running=False)
+    assert report.first_divergence is not None
+    assert "planted" in report.first_divergence.reason
+
+
+def test_decisions_may_differ_within_the_float_error_only() -> None:
+    def decides_otherwise(margin: float) -> Fault:
+        def plant(trainee: ToyTrainee) -> None:
+            assign, margins = trainee.assign, trainee.margins
+
+            def other(outputs: Tensor, batch: Array) -> dict[str, Any]:
+                made = assign(outputs, batch)
+                close = torch.from_numpy(margins(outputs, batch)["chosen"])
+                place = int((close - margin).abs().argmin())
+                chosen = made["chosen"].clone()
+                chosen.view(-1)[place] = ~chosen.view(-1)[place]
+                return {"chosen": chosen}
+
+            trainee.assign = other  # type: ignore[method-assign]
+
+        return plant
+
+    report = compare_with(decides_otherwise(0.5), precisions=("float32",), free_running=False)
+    assert report.first_divergence is not None
+    assert report.first_divergence.name == "assignment/chosen"
+    assert "by margins of" in report.first_divergence.reason
+
+
+def test_a_candidate_that_drifts_is_told() -> None:
+    class Restless(ToyTrainee):
+        """Aligned whenever it starts from the reference's state, noisy when it runs on its own."""
+
+        def __init__(self, precision: str) -> None:
+            super().__init__(precision)
+            self.loads = 0
+
+        def load(self, state: Mapping[str, Array]) -> None:
+            super().load(state)
+            self.loads += 1
+
+        def update(self, gradients: Mapping[str, Array] | None) -> None:
+            super().update(gradients)
+            if self.loads == 1 and self.step > 1:  # loaded once, at the start of the free run
+                with torch.no_grad():
+                    next(iter(self.model.parameters())).add_(1e-3)
+
+    report = align_training(ToyTrainee, Restless, BATCHES, precisions=("float64",))
+    assert not report.aligned
+    assert any(problem.startswith("free-running (float64): FAIL") for problem in report.problems)
+
+
+def test_a_parameter_without_gradient_in_the_candidate_is_missing() -> None:
+    def forgets(trainee: ToyTrainee) -> None:
+        backward = trainee.backward
+
+        def without(total: Tensor, extra: Sequence[Tensor]) -> tuple[dict[str, Any], list[Any]]:
+            gradients, more = backward(total, extra)
+            return {n: g for n, g in gradients.items() if n != "last.bias"}, more
+
+        trainee.backward = without  # type: ignore[method-assign]
+
+    report = compare_with(forgets, precisions=("float64",), free_running=False)
+    assert report.coverage.missing == ("grad_parameter/last.bias",)
+    assert not report.aligned
+
+
+def test_no_batch_and_unknown_precision_are_refused() -> None:
+    with pytest.raises(ValueError, match="`batches` must hold at least one"):
+        align_training(ToyTrainee, ToyTrainee, [])
+    with pytest.raises(ValueError, match="`precisions` must be"):
+        compare_with(precisions=("float16",))
+
+
+def test_neighbours_and_order_of_rows() -> None:
+    assert ancestors("grad_parameter/a.b.weight") == ["a.b", "a"]
+    assert ancestors("grad_activation/a.b#0/0") == ["a.b", "a"]
+    names = ["grad_parameter/a.w", "ema/a.w", "loss/total", "grad_parameter/b.w", "activation/a#0/0"]
+    assert causal_order(dict.fromkeys(names)) == [
+        "activation/a#0/0", "loss/total", "grad_parameter/b.w", "grad_parameter/a.w", "ema/a.w",
+    ]  # fmt: skip
+
+
+def test_a_yardstick_widens_only_the_unit_of_luck() -> None:
+    oracle = np.array([1.0, -2.0, 3.0])
+    reference = oracle.astype(np.float32)
+    candidate = (oracle * (1 + 1e-5)).astype(np.float32)
+    assert not compare_arrays(candidate, reference, oracle=oracle).passed
+    assert compare_arrays(candidate, reference, oracle=oracle, yardstick=1e-5).passed
+    assert not compare_arrays(candidate * np.float32(1.01), reference, oracle=oracle, yardstick=1e-5).passed

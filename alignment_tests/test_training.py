@@ -1,0 +1,109 @@
+"""Training of Gold-YOLO in both frameworks: twenty steps, taught and free, and runs that change sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignment_tests.batches import training_batches
+from alignment_tests.harness import Report
+from alignment_tests.harness.step_judge import PHASES
+from alignment_tests.harness.training import align_training, flat_parameters, train_step
+from alignment_tests.trainees import GoldYoloTrainee, Run
+from fixtures.config import load_config
+from fixtures.schedule import Schedule
+
+STEPS, BATCH, SIZE = 20, 2, (128, 128)
+# N from the first step of warm-up, where rates start at 0 and biases at 0.1; S after it, accumulating four batches.
+STARTS = {"n": (16, 0), "s": (16, 1201)}
+
+
+def training_run(size: str, batch_size: int = 16, first_step: int = 0, **options: Any) -> Run:
+    config = load_config(f"gold_yolo_{size}", **options)
+    return Run(config, SIZE, BATCH, Schedule(config.solver, batch_size, 400, 300), first_step=first_step)
+
+
+@pytest.mark.parametrize("size", STARTS)
+def test_training_is_aligned_over_twenty_steps(size: str, check_alignment: Callable[[Report], None]) -> None:
+    """Losses, assignments, gradients, momentum, weights, buffers and averages of every step; the first one in depth.
+
+    Float64 to 1e-9 of scale (the bar of the harness), float32 within the noise budget, and the drift of free runs.
+    """
+    batches, what = training_batches(STEPS, BATCH, SIZE)
+    run = training_run(size, *STARTS[size])
+    report = align_training(*run.makers(), batches, title=f"training {size}", settings={"images": what})
+    covered = report.coverage.compared
+    trainable = len(run.trainee("torch_ref", "float32").trainer.parameters)
+    assert covered["grad_parameter"] == covered["momentum"] == trainable
+    assert set(covered) == set(PHASES)
+    check_alignment(report)
+
+
+def variant(name: str) -> Run:
+    """N with another assigner, head or optimizer."""
+    run = training_run("n")
+    if name == "atss":
+        return replace(run, assigner="atss")
+    if name == "fuse_ab":
+        return replace(run, config=load_config("gold_yolo_n", use_dfl=True, head="fuse_ab"))
+    return replace(run, config=replace(run.config, solver=replace(run.config.solver, optimizer=name)))
+
+
+@pytest.mark.parametrize("name", ["atss", "fuse_ab", "adamw"])
+def test_training_variants_are_aligned(name: str, check_alignment: Callable[[Report], None]) -> None:
+    """Two steps in float64."""
+    batches, _ = training_batches(2, BATCH, SIZE)
+    settings: dict[str, Any] = {"precisions": ("float64",), "deep_steps": (), "free_running": False}
+    check_alignment(align_training(*variant(name).makers(), batches, title=f"training {name}", **settings))
+
+
+def converted(trainee: GoldYoloTrainee, run: Run, package: str) -> GoldYoloTrainee:
+    """The same run in the other framework, and proof that the hand-over changed no bit."""
+    other = run.trainee(package, trainee.precision)
+    state = trainee.trainer.state()
+    other.trainer.load_state(state)
+    handed = other.trainer.state()
+    assert handed.position == state.position
+    ours, theirs = handed.arrays(), state.arrays()
+    # Jittor keeps no count of batches; slots that one side has not made yet are filled with what it would begin with.
+    shared = [name for name in theirs if not name.endswith("num_batches_tracked")]
+    assert set(shared) <= set(ours)
+    assert [name for name in shared if ours[name].tobytes() != theirs[name].tobytes()] == []
+    return other
+
+
+@pytest.mark.parametrize("order", [("torch_ref", "jt_impl"), ("jt_impl", "torch_ref")], ids="-then-".join)
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_training_goes_on_in_the_other_framework(order: tuple[str, str], precision: str) -> None:
+    """Ten steps in one, converted, ten in the other, equal to twenty in one of them within the budget.
+
+    The learning rate is small, so that float64 stays below the bar over twenty steps; float32 is measured in units of
+    the drift between the reference's own float32 and float64 runs.
+    """
+    gentle = load_config("gold_yolo_n")
+    gentle = replace(gentle, solver=replace(gentle.solver, lr0=1e-4))
+    run = Run(gentle, SIZE, BATCH, Schedule(gentle.solver, 16, 400, 300), first_step=1201)
+    batches, _ = training_batches(STEPS, BATCH, SIZE)
+    mixed = run.trainee(order[0], precision)
+    for batch in batches[: STEPS // 2]:
+        train_step(mixed, batch)
+    mixed = converted(mixed, run, order[1])
+    for batch in batches[STEPS // 2 :]:
+        train_step(mixed, batch)
+    runs = {kind: run.trainee("torch_ref", kind) for kind in ("float64", "float32")}
+    start = flat_parameters(runs["float64"].state())
+    for trainee in runs.values():
+        for batch in batches:
+            train_step(trainee, batch)
+    whole = flat_parameters(runs["float64"].state())
+    way = np.linalg.norm(whole - start)
+    drift = np.linalg.norm(flat_parameters(mixed.state()) - whole) / way
+    yardstick = np.linalg.norm(flat_parameters(runs["float32"].state()) - whole) / way
+    assert way > 0.0
+    assert drift <= (1e-6 if precision == "float64" else 16 * yardstick)
+    assert mixed.trainer.step_number == runs["float64"].trainer.step_number
+    assert mixed.trainer.ema.updates == runs["float64"].trainer.ema.updates == STEPS // 4

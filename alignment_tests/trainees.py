@@ -1,0 +1,226 @@
+"""Gold-YOLO training as the harness takes it: the trainers of both packages behind one face."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import converters
+from alignment_tests.harness.adapters import adapter_for
+from converters.optimizer_state import TrainingState
+from fixtures.config import GoldYoloConfig
+from fixtures.schedule import Schedule
+from fixtures.seeded import seeded_state
+
+Array = npt.NDArray[Any]
+BRANCHES = ("", "anchored.")  # of the anchor-aided head's pair of assignments
+DECIDED = ("foreground", "labels")  # first, so that the values that hang on them can be compared knowingly
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (N, 3, H, W) float32 in 0..1, and their boxes (M, 6): image, class, cx, cy, w, h in 0..1."""
+
+    images: Array
+    targets: Array
+
+
+@dataclass(frozen=True)
+class Run:
+    """What both sides of a training comparison hold fixed.
+
+    Attributes:
+        config: the model.
+        image_size: (rows, columns).
+        batch_size: images per batch.
+        schedule: rates by step.
+        first_step: position in the schedule at which training starts.
+        assigner: "tal" or "atss".
+        seed: of the weights and of DropPath's stream.
+    """
+
+    config: GoldYoloConfig
+    image_size: tuple[int, int]
+    batch_size: int
+    schedule: Schedule
+    first_step: int = 0
+    assigner: str = "tal"
+    seed: int = 0
+
+    def trainee(self, package: str, precision: str) -> GoldYoloTrainee:
+        """A new one, with seeded weights."""
+        module = importlib.import_module(package)
+        model = module.build_model(self.config, precision)
+        shapes = {name: array.shape for name, array in converters.read_state(model).items()}
+        converters.load_into(model, seeded_state(shapes, self.seed))
+        trainer = module.Trainer(
+            model,
+            self.config,
+            self.image_size,
+            self.batch_size,
+            self.schedule,
+            assigner=self.assigner,
+            seed=self.seed,
+        )
+        trainee = GoldYoloTrainee(trainer, precision)
+        start = trainer.state()
+        position = {**start.position, "step": self.first_step, "last_update": self.first_step - 1}
+        trainer.load_state(replace(start, position=position))
+        return trainee
+
+    def makers(self) -> tuple[Callable[[str], GoldYoloTrainee], Callable[[str], GoldYoloTrainee]]:
+        """For the reference and for the candidate."""
+        return (lambda precision: self.trainee("torch_ref", precision)), (lambda p: self.trainee("jt_impl", p))
+
+
+class GoldYoloTrainee:
+    """See ``alignment_tests.harness.training.Trainee``."""
+
+    def __init__(self, trainer: Any, precision: str) -> None:
+        self.trainer, self.model, self.precision = trainer, trainer.model, precision
+        self.adapter = adapter_for(trainer.model)
+        self.partial: dict[str, Any] = {}  # sum of the gradients before this step
+        self.make_assignment = importlib.import_module(f"{package_of(trainer)}.assigners").Assignment
+
+    def forward(self, batch: Batch) -> Any:
+        return self.trainer.forward(batch.images)
+
+    def assign(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """Labels and boxes are zeroed where they mean nothing."""
+        made = self.trainer.loss.assign(outputs, batch.targets, self.trainer.assigner)
+        named = {}
+        for prefix, assignment in zip(BRANCHES, made if isinstance(made, tuple) else (made,), strict=False):
+            foreground = assignment.foreground
+            named[f"{prefix}foreground"] = foreground
+            named[f"{prefix}labels"] = self.masked(assignment.labels, foreground)
+            named[f"{prefix}boxes"] = self.masked(assignment.boxes, foreground.unsqueeze(-1))
+            named[f"{prefix}scores"] = assignment.scores
+        return named
+
+    def masked(self, values: Any, mask: Any) -> Any:
+        array, keep = self.adapter.to_numpy(values), self.adapter.to_numpy(mask)
+        array = array.astype(np.int32) if array.dtype.kind == "i" else array  # Jittor's integers; PyTorch has int64
+        return self.adapter.from_numpy(np.where(keep, array, np.zeros((), array.dtype)))
+
+    def losses(self, outputs: Any, batch: Batch, assignment: Mapping[str, Any]) -> dict[str, Any]:
+        tensors = {name: self.tensor(value) for name, value in assignment.items()}
+        made = [
+            self.make_assignment(
+                self.label_type(tensors[f"{prefix}labels"]),
+                *(tensors[prefix + name] for name in ("boxes", "scores", "foreground")),
+            )
+            for prefix in BRANCHES
+            if f"{prefix}labels" in tensors
+        ]
+        given = made[0] if len(made) == 1 else tuple(made)
+        losses = self.trainer.loss(outputs, batch.targets, self.trainer.assigner, given)
+        return {f.name: getattr(losses, f.name) for f in fields(losses)}
+
+    def tensor(self, value: Any) -> Any:
+        """An array of the other side as an own tensor, in own precision."""
+        if not isinstance(value, np.ndarray):
+            return value
+        return self.adapter.from_numpy(value.astype(self.precision) if value.dtype.kind == "f" else value)
+
+    def label_type(self, tensor: Any) -> Any:
+        """PyTorch indexes with int64 only."""
+        return tensor.long() if self.adapter.name == "torch" else tensor
+
+    def backward(self, total: Any, extra: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
+        self.partial = dict(self.trainer.gradients)
+        return self.trainer.backward(total, list(extra))
+
+    def update(self, gradients: Mapping[str, Array] | None) -> None:
+        if gradients is not None:
+            given = {name: self.tensor(array) for name, array in gradients.items()}
+            self.trainer.gradients = {n: self.partial[n] + g if n in self.partial else g for n, g in given.items()}
+        self.trainer.update()
+
+    def state(self) -> dict[str, Array]:
+        state = self.trainer.state()
+        named = {f"{phase_of(name)}/{name}": array for name, array in state.weights.items()}
+        for slot, arrays in state.slots.items():
+            prefix = "momentum/" if slot == "momentum" else f"momentum/{slot}/"
+            named |= {f"{prefix}{name}": array for name, array in arrays.items()}
+        named |= {f"gradient/{name}": array for name, array in state.gradients.items()}
+        named |= {f"ema/{name}": array for name, array in state.ema.items()}
+        return named | {f"position/{name}": np.array(value) for name, value in state.position.items()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        def below(*prefixes: str) -> dict[str, Array]:
+            return {
+                name.split("/", 1)[1]: array.astype(self.precision) if array.dtype.kind == "f" else array
+                for name, array in state.items()
+                if name.split("/", 1)[0] in prefixes
+            }
+
+        slots: dict[str, dict[str, Array]] = {}
+        for key, array in below("momentum").items():
+            slot, _, name = key.rpartition("/")
+            slots.setdefault(slot or "momentum", {})[name] = array
+        self.trainer.load_state(
+            TrainingState(
+                weights=below("parameter", "buffer"),
+                slots=slots,
+                ema=below("ema"),
+                gradients=below("gradient"),
+                position={name: int(value) for name, value in below("position").items()},
+                optimizer=self.trainer.config.solver.optimizer,
+            )
+        )
+
+    def margins(self, outputs: Any, batch: Batch) -> dict[str, Array]:
+        """Of the task-aligned assigner; others are compared exactly."""
+        from torch_ref.assigners import task_aligned_margins
+
+        if self.trainer.assigner != "tal":
+            return {}
+        found: dict[str, Array] = {}
+        for prefix, loss, branch, top in self.branches(outputs):
+            margins = task_aligned_margins(*decided_on(loss, branch, batch), top).numpy()
+            named = dict.fromkeys(("foreground", "labels", "boxes", "scores"), margins)
+            found |= {f"{prefix}{name}": values for name, values in named.items()}
+        return found
+
+    def decision_values(self, outputs: Any, batch: Batch) -> Array:
+        from torch_ref.assigners import task_aligned_metrics
+
+        if self.trainer.assigner != "tal":
+            return np.zeros(0)
+        parts = [
+            task_aligned_metrics(*decided_on(loss, branch, batch)).numpy().astype(np.float64).reshape(-1)
+            for _, loss, branch, _ in self.branches(outputs)
+        ]
+        return np.concatenate(parts)
+
+    def branches(self, outputs: Any) -> list[tuple[str, Any, Any, int]]:
+        """(prefix, loss, its outputs, candidates per box) of every branch of the head."""
+        from torch_ref.assigners import TAL_TOPK
+        from torch_ref.losses import ANCHORED_TOPK
+
+        loss = self.trainer.loss
+        if not hasattr(loss, "branches"):
+            return [("", loss, outputs, TAL_TOPK)]
+        free, anchored = loss.branches(outputs)
+        return [("", loss.free, free, TAL_TOPK), ("anchored.", loss.anchored, anchored, ANCHORED_TOPK)]
+
+
+def decided_on(loss: Any, outputs: Any, batch: Batch) -> tuple[Any, Any, Any, Any]:
+    """Scores, boxes and points in pixels, and the boxes to assign: the arguments of the assigner."""
+    grid, scores = loss.grid(outputs), outputs[1].detach()
+    boxes = loss.predicted_boxes(outputs).detach() * grid.strides
+    return scores, boxes, grid.pixel_points, loss.ground_truth(batch.targets, scores)
+
+
+def phase_of(name: str) -> str:
+    """Jittor cannot tell a frozen parameter from a buffer, so names decide."""
+    return "buffer" if name.rsplit(".", 1)[-1].startswith(("running_", "num_batches")) else "parameter"
+
+
+def package_of(trainer: Any) -> str:
+    return type(trainer).__module__.split(".")[0]

@@ -1,0 +1,254 @@
+"""The training step: forward, loss, backward, and an update where one is due.
+
+Harness, training command and benchmarks take their steps here, whole (``step``) or phase by phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import converters
+from converters.optimizer_state import TrainingState, match_training_state
+from converters.state import LoadResult
+from fixtures.config import GoldYoloConfig
+from fixtures.schedule import Schedule, StepSettings, update_is_due
+from fixtures.seeded import drop_path_draw
+from jt_impl.attention import DropPath
+from jt_impl.layers import Var, to_var
+from jt_impl.losses import build_loss
+from jt_impl.model import GoldYolo
+from jt_impl.optim import (
+    ModelEma,
+    apply_gradients,
+    apply_settings,
+    build_optimizer,
+    clip_gradients,
+    gradients_of,
+    named_vars,
+)
+from jt_impl.runtime import jittor as jt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        losses: weighted terms and "total".
+        updated: whether the weights moved, or only gradients were summed.
+        settings: rates and momentum that held.
+    """
+
+    losses: dict[str, float]
+    updated: bool
+    settings: StepSettings
+
+
+class Trainer:
+    """A model in training.
+
+    Args:
+        model: trained in place; put into train mode.
+        config: the one that the model was built from.
+        image_size: of the network's input, pixels: a side, or (rows, columns).
+        batch_size: images per step that learning rate and decay are scaled for.
+        schedule: settings by step number, and where epochs begin.
+        assigner: "tal" or "atss".
+        ema: keep an average of the weights.
+        clip_norm: limit of the common norm of all gradients; None clips nothing, as the public recipe.
+        accumulate: steps whose gradients are summed for one update; None takes the schedule's.
+        seed: of the numbers that decide which paths are dropped; both frameworks drop the same.
+
+    Attributes:
+        step_number: of the step that comes or is under way, over all epochs.
+        last_update: step of the last update, -1 before the first.
+        gradients: sum over the steps since the last update, by state key, of every trainable parameter.
+        unused: parameters that the loss did not depend on in any of these steps; no update touches them.
+        optimizer_steps: updates made.
+    """
+
+    def __init__(
+        self,
+        model: GoldYolo,
+        config: GoldYoloConfig,
+        image_size: int | tuple[int, int],
+        batch_size: int,
+        schedule: Schedule,
+        *,
+        assigner: str = "tal",
+        ema: bool = True,
+        clip_norm: float | None = None,
+        accumulate: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        model.train()
+        self.model = model
+        self.config, self.schedule, self.assigner = config, schedule, assigner
+        self.clip_norm, self.accumulate, self.seed = clip_norm, accumulate, seed
+        self.loss = build_loss(config, image_size)
+        self.optimizer = build_optimizer(model, config, batch_size)
+        self.ema = ModelEma(model) if ema else None
+        self.parameters = {name: value for name, value in named_vars(model).items() if not value.is_stop_grad()}
+        self.step_number, self.last_update, self.optimizer_steps = 0, -1, 0
+        self.gradients: dict[str, Var] = {}
+        self.unused: frozenset[str] = frozenset()
+        self._draws = 0
+        for module in model.modules():
+            if isinstance(module, DropPath):
+                module.draw = self.draw
+
+    def draw(self, batch: int) -> npt.NDArray[np.float32]:
+        """Uniform numbers for the next DropPath call of this step."""
+        self._draws += 1
+        return drop_path_draw(self.seed, self.step_number, self._draws - 1, batch)
+
+    @property
+    def settings(self) -> StepSettings:
+        """Of the step that comes or is under way."""
+        return self.schedule.at(self.step_number)
+
+    def forward(self, images: Array) -> Any:
+        """Outputs of the model in train mode for images (N, 3, H, W) in 0..1, cast to the model's precision."""
+        if not self.model.is_training():
+            self.model.train()
+        self._draws = 0
+        return self.model(to_var(np.ascontiguousarray(images), self._like()))
+
+    def backward(self, total: Var, extra: Sequence[Var] = ()) -> tuple[dict[str, Var], list[Var]]:
+        """Gradients of ``total`` by every trainable parameter and by the extra tensors, in one pass.
+
+        Those of the parameters are added to ``gradients``. What ``total`` does not depend on has zeros.
+        """
+        names, tensors = list(self.parameters), [*self.parameters.values(), *extra]
+        found, used = gradients_of(total, tensors)
+        unused = frozenset(name for name, connected in zip(names, used, strict=False) if not connected)
+        gradients = dict(zip(names, found, strict=False))
+        if self.gradients:
+            unused &= self.unused
+            jt.sync(found)  # a sum fused into the backward pass would compile its kernels anew
+            self.gradients = {name: (self.gradients[name] + g).stop_grad() for name, g in gradients.items()}
+        else:
+            self.gradients = dict(gradients)
+        self.unused = unused
+        return gradients, found[len(names) :]
+
+    def update(self) -> bool:
+        """End the step: if an update is due, take it; whether it was.
+
+        Raises:
+            RuntimeError: an update is due and there are no gradients.
+        """
+        settings = self.settings
+        apply_settings(self.optimizer, settings)
+        accumulate = settings.accumulate if self.accumulate is None else self.accumulate
+        due = update_is_due(self.step_number, self.last_update, accumulate)
+        if due:
+            self._update_weights()
+            self.last_update = self.step_number
+        jt.sync_all()  # unread sums and updates would chain from step to step, and each length is a kernel
+        self.step_number += 1
+        if self.step_number % self.schedule.steps_per_epoch == 0:
+            self.gradients = {}  # the public engine drops a partial sum where an epoch begins
+        return due
+
+    def step(self, images: Array, targets: Any) -> StepResult:
+        """A whole step.
+
+        Args:
+            images: (N, 3, H, W) in 0..1.
+            targets: (M, 6) rows: image, class, cx, cy, w, h in 0..1.
+
+        Raises:
+            FloatingPointError: an output of the model or a loss term is not finite; the weights were not updated.
+            ValueError: ``targets`` is malformed.
+        """
+        outputs = self.forward(images)
+        finite = [jt.isfinite(output).all() for output in outputs[1:]]  # maximum and clamp would hide NaN from the loss
+        losses = self.loss(outputs, targets, self.assigner)
+        self.backward(losses.total)
+        jt.sync_all()  # before any value is read, so that forward and backward are planned as a whole
+        check_outputs([bool(flag.item()) for flag in finite], self.step_number)
+        numbers = {field.name: float(getattr(losses, field.name).item()) for field in fields(losses)}
+        check_finite(numbers, self.step_number)
+        settings = self.settings
+        return StepResult(numbers, self.update(), settings)
+
+    def state(self) -> TrainingState:
+        """Copies of everything that the next step depends on."""
+        framework = converters.adapter(self.model)
+        return TrainingState(
+            weights=framework.read_state(self.model),
+            slots=framework.read_slots(self.optimizer),
+            ema=self.ema.state() if self.ema else {},
+            gradients={n: framework.to_array(g) for n, g in self.gradients.items() if n not in self.unused},
+            position={
+                "step": self.step_number,
+                "last_update": self.last_update,
+                "ema_updates": self.ema.updates if self.ema else 0,
+                "optimizer_steps": self.optimizer_steps,
+            },
+            optimizer=self.config.solver.optimizer,
+        )
+
+    def load_state(self, state: TrainingState) -> LoadResult:
+        """Continue from a state of either framework, strictly; what was ignored or widened.
+
+        Raises:
+            StateMismatchError: names are missing or unexpected, or shapes or dtypes differ. Nothing was written.
+            ValueError: the state is of another optimizer.
+        """
+        state, result = match_training_state(state, self.state(), self.parameters)
+        framework = converters.adapter(self.model)
+        framework.write_state(self.model, state.weights)
+        framework.write_slots(self.optimizer, state.slots)
+        if self.ema:
+            self.ema.load(state.ema, state.position["ema_updates"])
+        self.gradients, self.unused = {}, frozenset()
+        if state.gradients:
+            self.unused = frozenset(self.parameters) - frozenset(state.gradients)
+            self.gradients = {
+                name: to_var(state.gradients[name].copy(), value).stop_grad()
+                if name in state.gradients
+                else to_var(np.zeros(tuple(value.shape)), value).stop_grad()
+                for name, value in self.parameters.items()
+            }
+        self.step_number, self.last_update = state.position["step"], state.position["last_update"]
+        self.optimizer_steps = state.position["optimizer_steps"]
+        return result
+
+    def _update_weights(self) -> None:
+        if not self.gradients:
+            raise RuntimeError(f"step {self.step_number} is to update the weights, but `backward` was not called")
+        gradients = {name: gradient for name, gradient in self.gradients.items() if name not in self.unused}
+        if self.clip_norm is not None:
+            clip_gradients(gradients, self.clip_norm)
+        apply_gradients(self.optimizer, gradients)
+        self.gradients = {}
+        self.optimizer_steps += 1
+        if self.ema:
+            self.ema.update(self.model)
+
+    def _like(self) -> Var:
+        """A tensor of the model's precision."""
+        return next(iter(self.parameters.values()))
+
+
+def check_outputs(finite: Sequence[bool], step: int) -> None:
+    """Raise ``FloatingPointError`` that names the first output (0 being the features) that is not finite."""
+    if not all(finite):
+        raise FloatingPointError(f"output {finite.index(False) + 1} of the model is not finite at step {step}")
+
+
+def check_finite(losses: dict[str, float], step: int) -> None:
+    """Raise ``FloatingPointError`` that names the first term that is NaN or infinite; the total is looked at last."""
+    for name in sorted(losses, key=lambda name: name == "total"):
+        if not math.isfinite(losses[name]):
+            raise FloatingPointError(f"the loss term `{name}` is {losses[name]} at step {step}")

@@ -78,6 +78,69 @@ def modules(count: int, errors: dict[str, float | None]) -> list[Row]:
     return [row for i in range(count) for row in rows_of(f"{parts[3 * i // count]}.block.{i}.conv", i, errors)]
 
 
+INFORMS = "informs only, since float32 gradients pass kinks: 3 of 128 elements beyond 1e-06 (step 2)"
+CURVES = {
+    "loss, reference float64": (4.0, 3.0, 2.5),
+    "loss, reference float32": (4.0, 3.0, 2.5),
+    "drift, reference float32": (1e-6, 3e-6, 2e-6),
+    "loss, candidate float64": (4.0, 3.0, 2.5),
+    "drift, candidate float64": (0.0, 1e-14, 1e-13),
+    "loss, candidate float32": (4.0, 3.0, 2.5),
+    "drift, candidate float32": (2e-6, 4e-6, 1e-5),
+}
+
+
+def training_rows() -> list[Row]:
+    """A row of each phase in each precision. Gradients by inputs and by the loss's inputs come from modules alone."""
+    names = {
+        "activation/backbone.stem#0/0": "backbone.stem",
+        "buffer/neck.bn.running_mean": "neck.bn",
+        "assignment/anchored.foreground": "anchored",
+        "loss/total": "",
+        "grad_activation/loss#0/0": "loss",
+        "grad_activation/backbone.stem#0/args.0": "backbone.stem",
+        "grad_parameter/backbone.stem.weight": "backbone.stem",
+        "momentum/first/detect.conv.weight": "detect.conv",
+        "parameter/backbone.stem.weight": "backbone.stem",
+        "parameter/detect.proj": "detect",
+        "ema/neck.bn.weight": "neck.bn",
+    }
+    found = []
+    for index, (name, module) in enumerate(names.items()):
+        for precision, error in GOOD.items():
+            c, phase = comparison(error, precision), name.split("/")[0]
+            alone = phase == "grad_activation"
+            row = Row(name, index, phase, module, "", precision, "pass", f"{c.reason} (step 2)", c, None, 2)
+            found.append(replace(row, accumulated=None, isolated=c) if alone else row)
+    kink = comparison(1e-3, "float32")
+    return [
+        replace(row, accumulated=kink, reason=INFORMS)
+        if row.phase == "grad_parameter" and row.precision == "float32"
+        else row
+        for row in found
+    ]
+
+
+def training_report(**fields: Any) -> Report:
+    compared = {"grad_parameter": 1, "parameter": 2, "activation": 1, "ema": 1, "loss": 1}
+    facts = {"free-running (float32)": "drift 1e-05 of the way after 3 steps"}
+    defaults = {"coverage": Coverage(compared, {}, (), ()), "curves": CURVES, "checks": facts}
+    return report_of(fields.pop("rows", training_rows()), **{**defaults, **fields})
+
+
+def wrong_backward() -> Report:
+    """The gradient by a module's input fails, alone."""
+    rows = training_rows()
+    wrong = comparison(1e-3, "float64")
+    place = next(i for i, row in enumerate(rows) if row.name.endswith("args.0"))
+    rows[place] = replace(
+        rows[place], verdict="fail", isolated=wrong, reason="isolated: beyond budget (step 1)", step=1
+    )
+    blamed = Divergence(rows[place].name, "backbone.stem", "", "float64", "isolated: beyond budget")
+    drift = {"drift, candidate float32": (2e-6, 4e-4, math.inf)}
+    return training_report(rows=rows, first_divergence=blamed, curves={**CURVES, **drift})
+
+
 @cache
 def sample(kind: str) -> Report:
     good = modules(6, GOOD)
@@ -101,15 +164,18 @@ def sample(kind: str) -> Report:
         "failed check": lambda: report_of(good, checks={"hooks": "FAIL: outputs differ"}),
         "single": lambda: report_of(rows_of("only", 0, {"float32": 1e-7})),
         "long": lambda: report_of(modules(1250, GOOD)),
+        "training": training_report,
+        "wrong backward": wrong_backward,
     }
     return made[kind]()
 
 
 KINDS = [
-    "aligned", "diverged", "nan", "odd names", "empty", "not compared", "unmatched", "failed check", "single", "long"
+    "aligned", "diverged", "nan", "odd names", "empty", "not compared", "unmatched", "failed check", "single", "long",
+    "training", "wrong backward",
 ]  # fmt: skip
-ALIGNED = ["aligned", "odd names", "single", "long"]
-DRAWN = ["odd names", "nan"]
+ALIGNED = ["aligned", "odd names", "single", "long", "training"]
+DRAWN = ["odd names", "nan", "wrong backward"]
 FAILING = [kind for kind in KINDS if kind not in ALIGNED]
 
 
@@ -517,3 +583,154 @@ def test_magnitude_plot_takes_an_exact_candidate() -> None:
     plot = plots.error_against_magnitude(report_of([], details=(exact,)))
     assert plot is not None
     ET.fromstring(plot.svg)
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def row_named(report: Report, name: str, precision: str = "float32") -> Row:
+    return next(row for row in report.rows if (row.name, row.precision) == (name, precision))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("assignment/anchored.foreground", "(assignment)"),
+        ("loss/total", "(loss)"),
+        ("grad_activation/loss#0/0", "(loss)"),
+        ("grad_activation/backbone.stem#0/args.0", "backbone"),
+        ("grad_parameter/backbone.stem.weight", "backbone"),
+        ("momentum/first/detect.conv.weight", "detect"),
+        ("ema/neck.bn.weight", "neck"),
+    ],
+)
+def test_rows_of_training_fall_under_their_part(name: str, part: str) -> None:
+    assert digest.part_of(row_named(sample("training"), name)) == part
+
+
+def test_phases_stand_in_causal_order() -> None:
+    wanted = ["activation", "loss", "grad_parameter", "parameter", "ema"]
+    assert list(digest.ledger(sample("training"))) == wanted
+    assert [phase for phase in page_data("training")["phases"] if phase in wanted] == wanted
+    assert digest.in_order(["ema", "input", "loss", "prediction"]) == ["input", "prediction", "loss", "ema"]
+
+
+def test_a_gradient_that_informs_only_is_no_part_of_the_verdict() -> None:
+    row = row_named(sample("training"), "grad_parameter/backbone.stem.weight")
+    assert digest.informing(sample("training")) == [row]
+    assert digest.budget_used(row) is None
+    assert row not in digest.worst_rows(sample("training"), 99)
+    assert [part.worst_ratio for part in digest.parts(sample("training")) if part.name == "backbone"] == [0.75]
+
+
+def test_gradients_of_whole_passes_have_their_own_distribution() -> None:
+    spreads = {measure: digest.ratios(sample("training"), measure) for measure in digest.MEASURES}
+    assert {measure: spread.count for measure, spread in spreads.items()} == {
+        "accumulated": 8, "isolated": 2, "gradients": 1,
+    }  # fmt: skip
+    assert spreads["gradients"].quantiles["max"] == 5000.0
+
+
+def test_rows_with_only_an_isolated_comparison_are_judged_and_shown() -> None:
+    row = row_named(sample("wrong backward"), "grad_activation/backbone.stem#0/args.0", "float64")
+    assert digest.worst_rows(sample("wrong backward"), 1) == [row]
+    data = page_data("wrong backward")["rows"][sample("wrong backward").rows.index(row)]
+    assert data["accumulated"] is None
+    assert data["isolated"] is not None
+    assert data["used"] > 1
+    passing = row_named(sample("training"), row.name)
+    assert passing in digest.worst_rows(sample("training"), 99)
+    assert digest.parts(report_of([replace(passing, precision="float64")]))[0].worst_float64 == 7.5e-08
+
+
+def test_every_rendering_tells_the_step() -> None:
+    assert {row["step"] for row in page_data("training")["rows"]} == {2}
+    assert "┃ bits ┃ step ┃" in terminal(sample("training"))
+    assert "| precision | step |" in render.summary_markdown(sample("training"))
+    assert 'name="step" value="2"' in junit.junit_xml(sample("training"))
+
+
+def test_reports_without_steps_show_no_step() -> None:
+    report = sample("aligned")
+    for text in (render.summary_markdown(report), junit.junit_xml(report), terminal(report)):
+        assert not re.search(r"\bstep\b", text)
+    assert not page_data("aligned")["training"]
+
+
+def test_the_ledger_tells_whose_gradients_were_compared() -> None:
+    assert digest.gradients(sample("training")) == digest.Gradients(1, 1, ("detect.proj",))
+    assert "Gradients were compared by 1 of 1 trained parameters." in page("training")
+    assert "Gradients: by 1 of 1 trained parameters." in render.summary_markdown(sample("training"))
+    assert digest.gradients(sample("aligned")) is None
+
+
+def test_a_gradient_that_the_candidate_lacks_is_counted() -> None:
+    rows = [row for row in training_rows() if row.phase != "grad_parameter"]
+    lost = Coverage({"parameter": 2}, {}, ("grad_parameter/backbone.stem.weight",), ())
+    report = training_report(rows=rows, coverage=lost)
+    assert digest.gradients(report) == digest.Gradients(1, 0, ("detect.proj",))
+    assert "0 of 1 trained parameters" in junit.junit_xml(report)
+
+
+def test_markdown_has_a_row_per_step() -> None:
+    text = render.summary_markdown(sample("training"))
+    assert "## Per step" in text
+    assert re.search(r"^\| 2 \| 2\.5 \|.*\| 1e-05 \|$", text, re.MULTILINE)
+
+
+def test_the_steps_of_a_long_run_are_thinned() -> None:
+    table = digest.curves(training_report(curves={"loss, reference float64": tuple(range(1000))}))
+    assert table is not None
+    assert (len(table.rows), table.rows[0][0], table.rows[-1][0]) == (digest.CURVE_ROWS, 0, 999)
+
+
+def test_a_training_report_without_a_free_run_says_so() -> None:
+    assert any("no free-running" in text for text in digest.caveats(training_report(curves={})))
+    assert not any(
+        "no free-running" in text for text in digest.caveats(sample("training")) + digest.caveats(sample("aligned"))
+    )
+
+
+def test_a_free_run_that_proves_nothing_says_so() -> None:
+    """The limit is 16 times the reference's own drift; 1 is what a candidate drifts that never moves."""
+    chaotic = {**CURVES, "drift, reference float32": (1e-3, 0.1, 1e-3)}
+    assert digest.unjudged_from(training_report(curves=chaotic)) == 1
+    assert any("proves nothing from step 1 on" in text for text in digest.caveats(training_report(curves=chaotic)))
+    assert digest.unjudged_from(sample("training")) is digest.unjudged_from(sample("aligned")) is None
+
+
+def test_gradients_that_inform_only_do_not_drift() -> None:
+    rows = training_rows()
+    grown = [replace(row, accumulated=comparison(1e-1, "float32")) if row.reason == INFORMS else row for row in rows]
+    assert digest.drift(training_report(rows=grown), stored(sample("training"))).worse == ()
+
+
+def test_plots_by_step_are_drawn_only_of_training() -> None:
+    assert plots.loss_by_step(sample("aligned")) is plots.drift_by_step(sample("aligned")) is None
+
+
+def test_loss_plot_names_every_curve() -> None:
+    plot = plots.loss_by_step(sample("training"))
+    assert plot is not None
+    assert all(f"{side} {kind}" in plot.svg for side in ("reference", "candidate") for kind in ("float64", "float32"))
+    assert "reference float64 4 to 2.5" in plot.alt
+
+
+def test_drift_plot_shows_the_limit_and_what_is_beyond() -> None:
+    good, bad = plots.drift_by_step(sample("training")), plots.drift_by_step(sample("wrong backward"))
+    assert good is not None
+    assert bad is not None
+    assert "limit: 16 x the reference" in good.svg
+    assert "exact zeros are drawn on the lowest line" in good.svg
+    assert "0 points lie beyond the limit" in good.alt
+    assert "beyond the limit (1)" in bad.svg
+    assert "not finite (1)" in bad.svg
+    assert "2 points lie beyond the limit" in bad.alt
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_plots_by_step_take_curves_without_numbers(value: float) -> None:
+    report = training_report(curves=dict.fromkeys(CURVES, (value,)))
+    for plot in (plots.loss_by_step(report), plots.drift_by_step(report)):
+        assert plot is not None
+        ET.fromstring(plot.svg)

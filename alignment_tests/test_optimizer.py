@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import operator
 import zlib
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 import converters
-from alignment_tests.recordings import parse, training_model
+from alignment_tests.recordings import parse
 from alignment_tests.trainers import (
     BATCH,
     FIRST_STEP,
@@ -30,6 +32,7 @@ from alignment_tests.trainers import (
     optim_of,
     run,
     scaled_difference,
+    seeded,
     small_gradients,
     small_model,
     solver_config,
@@ -47,7 +50,6 @@ from fixtures.schedule import (
 from fixtures.seeded import drop_path_draw, seeded_images, uniform
 from torch_ref import build_model as build_torch
 from torch_ref.optim import build_optimizer, parameter_groups
-from torch_ref.trainer import Trainer
 
 Array = npt.NDArray[Any]
 
@@ -57,6 +59,9 @@ TRACES = ("A_warmup_n", "B_steady_n_dfl", "C_accum_s", "D_gentle_s", "D_gentle_n
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 BAR = 1e-9  # of scale, for two float64 programs that follow the same formulas through a whole network
+# Rounding disturbs a run less than scaling its input by 1 + 1e-12 does. Measured where it counts (trace A from the
+# state after step 2, B after step 4), on one thread and on two: 0.0001 to 0.08 of it.
+SENSITIVITY_SHARE = 0.25
 OPTIMIZER_BAR = {
     "float64": 1e-12,
     "float32": 1e-6,
@@ -168,7 +173,7 @@ def test_ema_decay_is_the_recorded_one(shared_golden: Path) -> None:
 
 def test_a_constant_schedule_keeps_its_rate() -> None:
     schedule = Schedule(solver_config(schedule="constant").solver, 32, steps_per_epoch=100, epochs=30)
-    assert {schedule.at(step).lr for step in range(1000, 3000, 50)} == {1e-3}
+    assert {schedule.at(step).lr for step in range(1000, 3000, 50)} == {1e-4}
 
 
 @pytest.mark.parametrize("name", ["batch_size", "steps_per_epoch", "epochs"])
@@ -204,37 +209,44 @@ def trace_distance(state: dict[str, Array], keys: list[str], expected: Array) ->
     return float(np.max(worst))
 
 
-def traced_trainer(setting: dict[str, Any], first_step: int) -> Any:
+def traced_trainer(package: str, setting: dict[str, Any], first_step: int) -> Any:
     """The trainer of a recorded trace. Where a trace begins at epoch 10, it was given the rate of epoch 11 here."""
     variant = parse(f"{setting['variant']}_nc{setting['nc']}")
     config = variant.config
     if "lr0" in setting:
         config = replace(config, solver=replace(config.solver, lr0=setting["lr0"]))
     schedule = Schedule(config.solver, setting["batch_size"], setting.get("max_stepnum", 333), epochs=300)
-    trainer = Trainer(training_model(variant), config, setting["size"], setting["batch_size"], schedule)
+    model = seeded(package, config, "float64")
+    for block in model.neck.high_IFM.transformer_blocks:
+        block.drop_path.rate = 0.0  # as in every recorded training run
+    room = importlib.import_module(f"{package}.trainer")
+    trainer = room.Trainer(model, config, setting["size"], setting["batch_size"], schedule)
     trainer.step_number = first_step + (setting["max_stepnum"] if first_step else 0)
     trainer.last_update = trainer.step_number - 1
     return trainer
 
 
-@pytest.mark.parametrize("name", TRACES)
-def test_torch_takes_the_recorded_steps(shared_golden: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [*(("torch_ref", name) for name in TRACES), ("jt_impl", "D_gentle_n")],
+)
+def test_trainers_take_the_recorded_steps(shared_golden: Path, package: str, name: str) -> None:
     """Losses, settings, parameters and buffers after each step, and the average after the last.
 
-    The bar is 1e-9 of scale, except where the public implementation itself does not repeat to that: its report says how
-    far the loss of each step moves when the input is scaled by 1 + 1e-12. Two programs that round differently are no
-    nearer to each other than such a disturbance makes one of them to itself. Only trace A from its third step (learning
-    rate 0.1 of biases in warm-up) and trace B in its last are so sensitive. A state shows in the loss of the next step.
+    The bar is 1e-9 of scale, except where the run magnifies rounding beyond it: the report says how far the loss of
+    each step moves when the input is scaled by 1 + 1e-12, and a share of that is allowed (SENSITIVITY_SHARE). Only
+    trace A after its third step (in warm-up the rate of biases is 0.1) and trace B after its last need it. A state
+    after one step is held to the sensitivity of the next step's loss.
     """
     report, golden = load_report(shared_golden), np.load(shared_golden / "optim" / "traces.npz")
     recorded, keys = report[f"trace_{name}_f64p"], json.loads(bytes(golden[f"{name}_keys"]))
     moved = report[f"sensitivity_{name}"]["f64_input_scaled_by_1_plus_1em12"]
-    trainer = traced_trainer(recorded["setting"], recorded["rows"][0]["curr_step"])
+    trainer = traced_trainer(package, recorded["setting"], recorded["rows"][0]["curr_step"])
     inputs = seeded_images((4, 3, recorded["setting"]["size"], recorded["setting"]["size"]))
     targets = np.load(shared_golden / "train" / "targets.npz")[f"nc{recorded['setting']['nc']}"]
     for i, row in enumerate(recorded["rows"]):
         result = trainer.step(inputs, targets)
-        loss_bar, state_bar = max(BAR, moved[i]), max(BAR, moved[min(i + 1, len(moved) - 1)])
+        loss_bar, state_bar = (max(BAR, SENSITIVITY_SHARE * moved[min(j, len(moved) - 1)]) for j in (i, i + 1))
         found = np.array([result.losses[term] for term in ("total", "iou", "dfl", "cls")])
         assert np.abs(found - [row["loss"], *row["items"]]).max() / row["loss"] <= loss_bar
         settings = result.settings
@@ -460,6 +472,7 @@ def test_steps_compile_nothing_once_warm_and_keep_nothing() -> None:
 
     trainer = make_trainer("jt_impl", dtype="float32")
     run(trainer, 4)
+    gc.collect()  # of earlier tests
     before, alive = loaded_kernels(), jt.liveness_info()
     trainer.step_number, trainer.last_update = 0, -1  # warm-up: a rate of 0, and an update in each step
     run(trainer, 2)

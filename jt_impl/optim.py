@@ -79,7 +79,7 @@ LOOP = """
 SGD_KERNEL = (
     "const in0_type lr = in3_p[0], momentum = in3_p[1], decay = in3_p[2];",
     """
-        const in0_type slope = in1_p[i] + decay * in0_p[i];
+        const in0_type slope = decay ? in1_p[i] + decay * in0_p[i] : in1_p[i];
         const in0_type velocity = momentum * in2_p[i] + slope;
         out1_p[i] = velocity;
         out0_p[i] = in0_p[i] - lr * (slope + momentum * velocity);
@@ -90,7 +90,7 @@ ADAM_KERNEL = (
     "const in0_type root = in4_p[5], size = in4_p[6], decay = in4_p[7], shrink = in4_p[8];",
     """
         const in0_type start = in0_p[i] * shrink;
-        const in0_type slope = in1_p[i] + decay * in0_p[i];
+        const in0_type slope = decay ? in1_p[i] + decay * in0_p[i] : in1_p[i];
         const in0_type first = in2_p[i] * keep + slope * rest;
         const in0_type second = in3_p[i] * keep2 + slope * slope * rest2;
         out1_p[i] = first;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import numpy as np
 
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.report import Report, Row
+from alignment_tests.harness.step_judge import GRADIENTS, LOSS, PHASES
+from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORSE = 2.0  # an error that grows by more than this factor is drift
 EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
+MEASURES = ("accumulated", "isolated", "gradients")  # of the ratio; see ``ratio_rows``
+CURVE_ROWS = 20  # of a table with a row per step
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 RowKey = tuple[str, str]  # name, precision
@@ -45,6 +49,24 @@ class Ratios:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """Whether the gradient by every parameter was compared."""
+
+    trained: int  # parameters that have a gradient in the reference
+    compared: int
+    without: tuple[str, ...]  # parameters that have none in the reference: nothing trains them
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of a training run, as a table."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[float | None, ...]], ...]  # step, a value of each curve
+    steps: int
+
+
+@dataclass(frozen=True)
 class Change:
     """One row that differs from the baseline. ``before`` and ``after`` are error / scale."""
 
@@ -55,7 +77,7 @@ class Change:
     after: float | None
     before_verdict: str
     after_verdict: str
-    used: float  # share of its budget that the row uses now
+    used: float | None  # share of its budget that the row uses now
 
     @property
     def factor(self) -> float | None:
@@ -89,8 +111,16 @@ def state(report: Report) -> str:
     return "diverged" if report.failures or report.first_divergence else "incomplete"
 
 
+def is_training(report: Report) -> bool:
+    return any(row.step is not None for row in report.rows)
+
+
 def part_of(row: Row) -> str:
-    """First component of the module path, or the phase where there is none."""
+    """First component of the module path, or the phase where there is none: terms of a loss are no modules."""
+    if row.name.startswith(f"grad_activation/{LOSS}/"):
+        return "(loss)"
+    if row.phase in ("loss", "assignment"):
+        return f"({row.phase})"
     return row.module.partition(".")[0] or f"({row.phase})"
 
 
@@ -116,17 +146,39 @@ def ratio_of(comparison: Comparison | None) -> float | None:
     return None if ratio is None or math.isnan(ratio) else ratio
 
 
-def budget_used(row: Row) -> float:
-    """Largest share of the allowed error that a row uses; infinite where it fails without a number."""
-    shares = [relative(c.max_abs_error, c.budget) for c in (row.accumulated, row.isolated) if c is not None]
-    numbers = [share for share in shares if share is not None]
+def shown(row: Row) -> Comparison | None:
+    """The comparison whose scale stands for the row: of the whole run, or of the module alone if there is no other."""
+    return row.isolated if row.accumulated is None else row.accumulated
+
+
+def judged(row: Row, measure: str) -> Comparison | None:
+    """A row's comparison, unless it only informs: a gradient of a whole float32 pass may fail in a row that passes."""
+    comparison: Comparison | None = getattr(row, measure)
+    return None if comparison is not None and not comparison.passed and row.verdict == "pass" else comparison
+
+
+def informing(report: Report) -> list[Row]:
+    """Rows with a comparison beyond its budget that only informs."""
+    return [row for row in report.rows if row.accumulated is not None and judged(row, "accumulated") is None]
+
+
+def budget_used(row: Row) -> float | None:
+    """Largest share of the allowed error that a row uses; infinite where it fails without a number.
+
+    None where nothing judges the row by itself.
+    """
+    deciding = [c for measure in ("accumulated", "isolated") if (c := judged(row, measure)) is not None]
+    numbers = [share for c in deciding if (share := relative(c.max_abs_error, c.budget)) is not None]
+    if row.verdict == "pass" and not deciding:
+        return None
     return max(numbers, default=math.inf if row.verdict == "fail" else 0.0)
 
 
 def worst_rows(report: Report, count: int) -> list[Row]:
     """The rows nearest to their budget, or furthest beyond it."""
-    compared = [row for row in report.rows if row.accumulated is not None or row.verdict == "fail"]
-    return sorted(compared, key=budget_used, reverse=True)[:count]
+    used = [(row, budget_used(row)) for row in report.rows if shown(row) is not None or row.verdict == "fail"]
+    judging = [(row, share) for row, share in used if share is not None]
+    return [row for row, _ in sorted(judging, key=lambda pair: pair[1], reverse=True)[:count]]
 
 
 def parts(report: Report) -> list[Part]:
@@ -142,9 +194,9 @@ def _part(name: str, rows: list[Row]) -> Part:
         name,
         len(rows),
         sum(row.verdict == "fail" for row in rows),
-        _largest(ratio_of(row.accumulated) for row in rows),
+        _largest(ratio_of(judged(row, "accumulated")) for row in rows),
         _largest(ratio_of(row.isolated) for row in rows),
-        _largest(relative_error(row.accumulated) for row in rows if row.precision == "float64"),
+        _largest(relative_error(shown(row)) for row in rows if row.precision == "float64"),
     )
 
 
@@ -152,9 +204,18 @@ def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
+def ratio_rows(report: Report, measure: str) -> list[Comparison]:
+    """The float32 comparisons of one of the MEASURES; "gradients" are those of whole passes, which inform only."""
+    field = "isolated" if measure == "isolated" else "accumulated"
+    single = [row for row in report.rows if row.precision == "float32"]
+    if measure != "isolated":
+        single = [row for row in single if (row.phase in GRADIENTS) == (measure == "gradients")]
+    return [c for row in single if (c := getattr(row, field)) is not None]
+
+
 def ratios(report: Report, measure: str) -> Ratios:
-    """Distribution of the float32 ratio; ``measure`` is "accumulated" or "isolated"."""
-    compared = [c for row in report.rows if row.precision == "float32" and (c := getattr(row, measure)) is not None]
+    """Distribution of the float32 ratio; ``measure`` is one of MEASURES."""
+    compared = ratio_rows(report, measure)
     values = np.array([ratio for c in compared if (ratio := ratio_of(c)) is not None])
     if not values.size:
         return Ratios(0, len(compared), {}, {})
@@ -164,14 +225,52 @@ def ratios(report: Report, measure: str) -> Ratios:
     return Ratios(values.size, len(compared) - values.size, quantiles | {"max": float(values.max())}, above)
 
 
+def in_order(phases: Iterable[str]) -> list[str]:
+    """Causes before effects, as training is judged; what training has not comes first, in order of appearance."""
+    place = {phase: number for number, phase in enumerate(PHASES)}
+    return sorted(dict.fromkeys(phases), key=lambda phase: place.get(phase, -1))
+
+
 def counts(report: Report) -> list[tuple[str, str, dict[str, int]]]:
-    """(phase, precision, verdict -> rows), phases and precisions in order of appearance."""
+    """(phase, precision, verdict -> rows), by phase and precision."""
     table: dict[tuple[str, str], dict[str, int]] = {}
     for row in report.rows:
         verdicts = table.setdefault((row.phase, row.precision), {"pass": 0, "fail": 0, "excused": 0})
         verdicts[row.verdict] = verdicts.get(row.verdict, 0) + 1
-    order = {phase: place for place, phase in enumerate(dict.fromkeys(row.phase for row in report.rows))}
+    order = {phase: place for place, phase in enumerate(in_order(row.phase for row in report.rows))}
     return [(*key, table[key]) for key in sorted(table, key=lambda key: (order[key[0]], key[1]))]
+
+
+def ledger(report: Report) -> dict[str, int]:
+    """How many names were compared, by phase."""
+    return {phase: report.coverage.compared[phase] for phase in in_order(report.coverage.compared)}
+
+
+def gradients(report: Report) -> Gradients | None:
+    """None where no gradients by parameters were asked for."""
+    names = {phase: {row.name.split("/", 1)[1] for row in report.rows if row.phase == phase}
+             for phase in ("parameter", "grad_parameter")}  # fmt: skip
+    lost = {name.split("/", 1)[1] for name in report.coverage.missing if name.startswith("grad_parameter/")}
+    trained = names["grad_parameter"] | lost
+    if not trained:
+        return None
+    without = tuple(sorted(names["parameter"] - trained))
+    return Gradients(len(trained), report.coverage.compared.get("grad_parameter", 0), without)
+
+
+def curves(report: Report) -> Curves | None:
+    """Losses and drifts by step; of a long run an even choice of steps with the first and the last."""
+    if not report.curves:
+        return None
+    names = tuple(sorted(report.curves, key=lambda name: not name.startswith("loss")))
+    steps = max(len(values) for values in report.curves.values())
+    chosen = sorted({round(place) for place in np.linspace(0, steps - 1, min(steps, CURVE_ROWS))})
+    rows = [(step, tuple(_at(report.curves[name], step) for name in names)) for step in chosen]
+    return Curves(names, tuple(rows), steps)
+
+
+def _at(values: Sequence[float], step: int) -> float | None:
+    return values[step] if step < len(values) else None
 
 
 def other_problems(report: Report) -> list[str]:
@@ -186,9 +285,20 @@ def caveats(report: Report) -> list[str]:
     lacks = {
         "no float64 rows: equal formulas are not proven": "float64" not in precisions,
         "no float32 rows: the float error is not judged": "float32" not in precisions,
-        "no isolated errors: a fault cannot be told from what feeds it": all(row.isolated is None for row in compared),
+        "no isolated errors: a fault cannot be told from what feeds it": all(
+            row.isolated is None for row in report.rows
+        ),
+        "no free-running training: the drift over many steps is not judged": is_training(report) and not report.curves,
     }
-    return [text for text, lacking in lacks.items() if lacking and compared]
+    blind = unjudged_from(report)
+    told = f"the free run proves nothing from step {blind} on: its limit reaches the way that the reference has come"
+    return [text for text, lacking in {**lacks, told: blind is not None}.items() if lacking and compared]
+
+
+def unjudged_from(report: Report) -> int | None:
+    """First step at which the limit of the drift would pass a candidate that never moved; None if there is none."""
+    limits = FREE_RUN_FACTOR * np.maximum.accumulate(np.array(report.curves.get("drift, reference float32", ())))
+    return next((step for step, limit in enumerate(limits) if not limit < 1.0), None)
 
 
 def excuses(report: Report) -> dict[str, list[str]]:
@@ -214,7 +324,7 @@ def drift(report: Report, baseline: dict[str, Any]) -> Drift:
     worse = [changes[key] for key, factor in factors.items() if factor > WORSE and key not in settled]
     return Drift(
         verdicts=tuple(verdicts),
-        worse=tuple(sorted(worse, key=lambda c: c.used, reverse=True)),
+        worse=tuple(sorted(worse, key=lambda c: c.used or 0.0, reverse=True)),
         added=tuple(f"{name} [{precision}]" for name, precision in new if (name, precision) not in old),
         removed=tuple(f"{name} [{precision}]" for name, precision in old if (name, precision) not in new),
         context=tuple(_context(report, baseline)),
@@ -229,8 +339,10 @@ def _change(row: Row, old: dict[str, Any]) -> Change:
     found = []
     for measure in ("accumulated", "isolated"):
         then = old.get(measure) or {}
+        if old.get("verdict") == "pass" and then.get("passed") is False:
+            then = {}  # it only informed: whether such a row is near or far is chance
         before = relative(then.get("max_abs_error"), then.get("scale") or 0.0)
-        after = relative_error(getattr(row, measure))
+        after = relative_error(judged(row, measure))
         verdicts = old.get("verdict", "?"), row.verdict
         found.append(Change(row.name, row.precision, measure, before, after, *verdicts, budget_used(row)))
     return max(found, key=lambda change: -1.0 if change.factor is None else change.factor)

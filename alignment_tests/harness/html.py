@@ -17,6 +17,7 @@ from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.digest import Drift
 from alignment_tests.harness.plots import Plot, all_plots, steps
 from alignment_tests.harness.report import Report, Row
+from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 DEFAULT_LANGUAGE = "en"
 FIELDS = [field.name for field in fields(Comparison)]
@@ -52,7 +53,11 @@ def report_page(report: Report, baseline: dict[str, Any] | None = None, *, lang:
         plots=plots,
         parts=digest.parts(report),
         counts=digest.counts(report),
-        ratios={measure: digest.ratios(report, measure) for measure in ("accumulated", "isolated")},
+        ratios={measure: digest.ratios(report, measure) for measure in digest.MEASURES},
+        compared=digest.ledger(report),
+        gradients=digest.gradients(report),
+        training=digest.is_training(report),
+        free_run_factor=digest.number(FREE_RUN_FACTOR),
         excuses=digest.excuses(report),
         drift=drifted,
         worse=f"{digest.WORSE:g}",
@@ -104,28 +109,38 @@ def _tiles(report: Report, strings: dict[str, str]) -> list[dict[str, Any]]:
     whole, alone = (digest.ratios(report, measure).quantiles for measure in ("accumulated", "isolated"))
     totals = _totals(report)
     float64 = [row for row in report.rows if row.precision == "float64"]
-    worst64 = max((part.worst_float64 for part in digest.parts(report) if part.worst_float64 is not None), default=None)
+    parts = digest.parts(report)
+    worst64, worst32 = (
+        max((value for part in parts if (value := getattr(part, key)) is not None), default=None)
+        for key in ("worst_float64", "worst_ratio")
+    )
     unmatched = len(report.coverage.missing) + len(report.coverage.unexpected)
     failed = sum(fact.startswith("FAIL") for fact in report.checks.values())
     bar, k = digest.number(report.budget.float64_bar), digest.number(report.budget.k)
     passed = f"{len(report.checks) - failed} / {len(report.checks)}"
     above = any(row.verdict == "fail" for row in float64)
+    inform = len(digest.informing(report))
     return [
         _tile(len(report.rows), strings["rows_compared"], not report.rows),
         _tile(totals["failing"], strings["rows_failing"], bool(report.failures), "fail"),
         _tile(digest.number(worst64), strings["float64_max"].format(bar=bar), above),
-        _tile(digest.times(whole.get("max")), strings["ratio_max"].format(k=k)),
+        _tile(digest.times(worst32), strings["ratio_max"].format(k=k)),
         _tile(digest.times(alone.get("max")), strings["ratio_max_isolated"]),
         _tile(digest.times(whole.get("99 %")), strings["ratio_99"]),
         _tile(totals["excused"], strings["rows_excused"], verdict="excused"),
         _tile(len(report.coverage.excused), strings["names_excused"]),
         _tile(unmatched, strings["names_unmatched"], bool(unmatched)),
         _tile(passed, strings["checks_passed"], bool(failed)),
+        *([_tile(inform, strings["rows_informing"], find="informs only")] if inform else []),
     ]
 
 
-def _tile(value: object, words: str, bad: bool = False, verdict: str | None = None) -> dict[str, Any]:
-    return {"value": value, "words": words, "bad": bad, "verdict": verdict if value else None}
+def _tile(
+    value: object, words: str, bad: bool = False, verdict: str | None = None, find: str | None = None
+) -> dict[str, Any]:
+    """``verdict`` and ``find`` (a text) are what the table is filtered by when the tile is clicked."""
+    wanted = {"verdict": verdict, "text": find}
+    return {"value": value, "words": words, "bad": bad, "filter": {k: v for k, v in wanted.items() if v and value}}
 
 
 def _data(report: Report, strings: dict[str, str], drifted: Drift | None, plots: Iterable[Plot]) -> dict[str, Any]:
@@ -134,7 +149,9 @@ def _data(report: Report, strings: dict[str, str], drifted: Drift | None, plots:
     depth = next((plot for plot in plots if plot.key == "depth"), None)
     return {
         "rows": [_row(row, drifted) for row in report.rows],
+        "phases": digest.in_order(row.phase for row in report.rows),
         "drift": drifted is not None,
+        "training": digest.is_training(report),
         "words": strings,
         "fields": FIELDS,
         "frame": depth and depth.frame,
@@ -153,6 +170,7 @@ def _row(row: Row, drifted: Drift | None) -> dict[str, Any]:
         "kind": row.kind,
         "precision": row.precision,
         "reason": row.reason,
+        "step": row.step,
         "used": _rounded(digest.budget_used(row)),
         "drift": _rounded(drifted and drifted.factors.get((row.name, row.precision))),
         "accumulated": _comparison(whole),

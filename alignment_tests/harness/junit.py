@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
-from alignment_tests.harness.digest import Drift, drift, part_of, printable, value_of
+from alignment_tests.harness.digest import Drift, drift, gradients, part_of, printable, shown, value_of
 from alignment_tests.harness.report import Report, Row
 
 
@@ -62,17 +62,19 @@ def _properties(row: Row, drifted: Drift | None) -> dict[str, str]:
     whole, alone = row.accumulated, row.isolated
     numbers = {
         "max_abs_error": value_of(whole, "max_abs_error"),
-        "scale": value_of(whole, "scale"),
+        "scale": value_of(shown(row), "scale"),
         "ratio": value_of(whole, "ratio"),
         "isolated": value_of(alone, "max_abs_error"),
         "isolated_ratio": value_of(alone, "ratio"),
         "smallest_tolerance": value_of(whole, "smallest_tolerance"),
     }
-    shown = {"class": row.kind, **{key: "none" if value is None else f"{value:.6g}" for key, value in numbers.items()}}
+    found = {"class": row.kind, **{key: "none" if value is None else f"{value:.6g}" for key, value in numbers.items()}}
+    if row.step is not None:
+        found["step"] = str(row.step)
     if drifted is not None:
         factor = drifted.factors.get((row.name, row.precision))
-        shown["drift"] = "none" if factor is None else f"{factor:.3g}x"
-    return {**shown, "verdict": row.verdict}
+        found["drift"] = "none" if factor is None else f"{factor:.3g}x"
+    return {**found, "verdict": row.verdict}
 
 
 def _whole_cases(report: Report) -> Iterator[ET.Element]:
@@ -84,5 +86,9 @@ def _whole_cases(report: Report) -> Iterator[ET.Element]:
     yield _case("report", "no module diverges", words)
     for what, names in lists.items():
         yield _case("coverage", f"no name is {what}", ", ".join(names) or None)
+    by = gradients(report)
+    if by is not None:
+        told = f"{by.compared} of {by.trained} trained parameters"
+        yield _case("coverage", "every parameter's gradient was compared", told if by.compared < by.trained else None)
     for name, fact in report.checks.items():
         yield _case("checks", name, fact if fact.startswith("FAIL") else None)

@@ -1,4 +1,4 @@
-"""Plots of a report as SVG text: error along depth, error against magnitude, where in the image, ratios.
+"""Plots of a report as SVG text: training by step, error along depth, against magnitude, where in the image, ratios.
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart; every meaning also has its own marker.
 """
@@ -18,12 +18,13 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from alignment_tests.harness.budget import EPS32
 from alignment_tests.harness.compare import Comparison
-from alignment_tests.harness.digest import part_of, printable, ratio_of, relative_error
+from alignment_tests.harness.digest import MEASURES, number, part_of, printable, ratio_of, ratio_rows, relative_error
 from alignment_tests.harness.report import Detail, Report, Row
+from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +82,7 @@ class Step:
 
 def all_plots(report: Report) -> list[Plot]:
     """Every plot for which the report has data."""
-    drawn = (error_along_depth, ratio_histogram, error_against_magnitude, error_maps)
+    drawn = (loss_by_step, drift_by_step, error_along_depth, ratio_histogram, error_against_magnitude, error_maps)
     return [plot for draw in drawn if (plot := draw(report)) is not None]
 
 
@@ -249,18 +250,138 @@ def _count_failing(order: Sequence[Step]) -> int:
     return sum(any(row.verdict == "fail" for row in step.rows.values()) for step in order)
 
 
+# ---- training by step --------------------------------------------------------------------------------------------
+
+REFERENCE_STYLES: dict[str, dict[str, Any]] = {
+    "reference float64": {"color": "#C3C8CF", "linewidth": 6, "solid_capstyle": "round"},
+    "reference float32": {"color": "#8A919B", "linewidth": 1.6, "linestyle": (0, (4, 2))},
+}
+CANDIDATE_STYLES: dict[str, dict[str, Any]] = {
+    "candidate float64": {"color": GREEN, "linewidth": 1.4, "marker": "^", "markersize": 5},
+    "candidate float32": {"color": BLUE, "linewidth": 1.4, "marker": "o", "markersize": 4},
+}
+STEP_STYLES = REFERENCE_STYLES | CANDIDATE_STYLES
+
+
+def loss_by_step(report: Report) -> Plot | None:
+    """Total loss of each free run."""
+    curves = _curves(report, "loss")
+    if not curves:
+        return None
+    values = np.concatenate(list(curves.values()))
+    finite = values[np.isfinite(values)]
+    wide = finite.size and finite.min() > 0 and finite.max() > 30 * finite.min()
+    with _style():
+        figure = Figure(figsize=(13, 3.8), layout="constrained")
+        axes = figure.subplots()
+        _draw_steps(axes, curves)
+        axes.set(ylabel="total loss", yscale="log" if wide else "linear")
+        if wide:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(_plain)
+        _finish_steps(figure, axes, curves)
+        svg = _svg(figure)
+    ends = "; ".join(f"{name} {number(v[0])} to {number(v[-1])}" for name, v in curves.items())
+    return Plot("loss", svg, f"Total loss over {_steps_of(curves)} steps: {ends}.")
+
+
+def drift_by_step(report: Report) -> Plot | None:
+    """Drift of each free run from the oracle on a log axis, below the limit that the reference's own drift sets."""
+    curves = _curves(report, "drift")
+    if not curves:
+        return None
+    limit = FREE_RUN_FACTOR * np.maximum.accumulate(curves.get("reference float32", np.array([])))
+    drawn = {name: _drawable(values) for name, values in curves.items()}
+    positive = [values[values > 0] for values in (*drawn.values(), _drawable(limit))]
+    floor, top = _limits(*positive) if any(values.size for values in positive) else (1e-17, 1e-15)
+    with _style():
+        figure = Figure(figsize=(13, 3.8), layout="constrained")
+        axes = figure.subplots()
+        allowed = np.maximum(_drawable(limit), floor)
+        axes.fill_between(np.arange(limit.size), floor / 2, allowed, color=BAND, alpha=0.6, linewidth=0)
+        label = f"limit: {FREE_RUN_FACTOR:g} x the reference's float32 drift so far"
+        axes.plot(allowed, color=RED, linewidth=1.6, label=label)
+        if top > 1:
+            axes.axhline(1, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), label="1: the whole way")
+        _draw_steps(axes, {name: np.maximum(values, floor) for name, values in drawn.items()})
+        beyond = _draw_beyond(axes, curves, limit, floor, top)
+        axes.set(ylabel="distance / way of the reference", yscale="log", ylim=(floor / 2, top))
+        axes.yaxis.set_major_formatter(_plain)
+        zeros = any((values == 0).any() for values in curves.values())
+        note = f" (exact zeros are drawn on the lowest line, at {_plain(floor)})" if zeros else ""
+        _finish_steps(figure, axes, curves, note)
+        svg = _svg(figure)
+    ends = "; ".join(f"{name} {number(values[-1])}" for name, values in curves.items())
+    return Plot("drift", svg, f"Drift after {_steps_of(curves)} steps: {ends}. {beyond} points lie beyond the limit.")
+
+
+def _drawable(values: Floats) -> Floats:
+    """Within the limits of the drawing; what is not finite leaves a gap."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    return np.where(values > 0, np.clip(values, SMALLEST, LARGEST), values)
+
+
+def _curves(report: Report, kind: str) -> dict[str, Floats]:
+    """The curves of one kind by side and precision, the reference's first."""
+    named = {name.removeprefix(f"{kind}, "): np.array(values, np.float64)
+             for name, values in report.curves.items() if name.startswith(f"{kind}, ") and values}  # fmt: skip
+    return {
+        name: named[name]
+        for name in [*(n for n in STEP_STYLES if n in named), *(n for n in named if n not in STEP_STYLES)]
+    }
+
+
+def _steps_of(curves: dict[str, Floats]) -> int:
+    return max(values.size for values in curves.values())
+
+
+def _draw_steps(axes: Any, curves: dict[str, Floats]) -> None:
+    for name, values in curves.items():
+        axes.plot(
+            values, label=name, **{"markevery": max(1, values.size // 60), **STEP_STYLES.get(name, {"color": PURPLE})}
+        )
+
+
+def _draw_beyond(axes: Any, curves: dict[str, Floats], limit: Floats, floor: float, top: float) -> int:
+    """Red crosses on the candidate's drifts beyond the limit, triangles where there is no number; returns how many."""
+    points = [
+        (step, value)
+        for name, values in curves.items()
+        if name in CANDIDATE_STYLES
+        for step, (value, most) in enumerate(zip(values, limit, strict=False))
+        if not value <= most
+    ]
+    seen = [(step, float(np.clip(value, floor, LARGEST))) for step, value in points if math.isfinite(value)]
+    lost = [(step, top / 2) for step, value in points if not math.isfinite(value)]
+    for marked, marker, words in ((seen, "x", "beyond the limit"), (lost, "v", "not finite")):
+        if marked:
+            x, y = zip(*marked, strict=True)
+            size, label = 9 if len(marked) < 30 else 5, f"{words} ({len(marked)})"
+            style = {"linestyle": "none", "color": RED, "marker": marker, "markeredgewidth": 1.4, "zorder": 6}
+            axes.plot(x, y, markersize=size, label=label, **style)
+    return len(points)
+
+
+def _finish_steps(figure: Any, axes: Any, curves: dict[str, Floats], note: str = "") -> None:
+    count = _steps_of(curves)
+    axes.set(xlabel="step" + note, xlim=(-0.02 * count - 0.1, 1.02 * count - 0.9))
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    axes.grid(visible=False, axis="x")
+    figure.legend(loc="outside upper left", ncols=4, fontsize=10.5)
+
+
 # ---- ratios ------------------------------------------------------------------------------------------------------
 
 
 def ratio_histogram(report: Report) -> Plot | None:
     """How many float32 rows have which ratio of the candidate's error to the reference's own."""
-    single = [row for row in report.rows if row.precision == "float32"]
     found = {
-        measure: np.array([r for row in single if (r := ratio_of(getattr(row, measure))) is not None])
-        for measure in ("accumulated", "isolated")
+        measure: np.array([r for c in ratio_rows(report, measure) if (r := ratio_of(c)) is not None])
+        for measure in MEASURES
     }
-    found = {measure: np.minimum(ratios, LARGEST) for measure, ratios in found.items()}
-    values = np.concatenate(list(found.values()))
+    found = {measure: np.minimum(ratios, LARGEST) for measure, ratios in found.items() if ratios.size}
+    values = np.concatenate([*found.values(), np.array([])])
     if not values.size:
         return None
     low, k = 0.125, report.budget.k
@@ -269,10 +390,11 @@ def ratio_histogram(report: Report) -> Plot | None:
     with _style():
         figure = Figure(figsize=(13, 3.8), layout="constrained")
         axes = figure.subplots()
-        colours = {"accumulated": BLUE, "isolated": PURPLE}
+        colours = {"accumulated": BLUE, "isolated": PURPLE, "gradients": ORANGE}
+        words = {"gradients": "gradients of whole passes (inform only)"}
         for measure, ratios in found.items():
             over = int(np.count_nonzero(ratios > k))
-            label = f"{measure}: {ratios.size} rows, {over} above k"
+            label = f"{words.get(measure, measure)}: {ratios.size} rows, {over} above k"
             axes.hist(np.maximum(ratios, low), bins=bins, histtype="stepfilled", alpha=0.28, color=colours[measure])
             axes.hist(
                 np.maximum(ratios, low), bins=bins, histtype="step", linewidth=1.6, color=colours[measure], label=label
@@ -287,7 +409,7 @@ def ratio_histogram(report: Report) -> Plot | None:
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        figure.legend(loc="outside upper left", ncols=4, fontsize=10.5)
+        figure.legend(loc="outside upper left", ncols=4 if len(found) < 3 else 3, fontsize=10.5)
         svg = _svg(figure)
     return Plot("ratios", svg, f"Histogram of the float32 ratio of {values.size} comparisons; k is {k:g}.")
 
@@ -392,7 +514,7 @@ def _short(text: str, limit: int) -> str:
 def _plain(value: float, _: object = None) -> str:
     """A number for an axis: 0.25, 100, 1e−9."""
     if value == 0 or 0.01 <= abs(value) < 10_000:
-        return f"{value:.3g}"
+        return f"{value:.4g}"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
 

@@ -11,19 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from alignment_tests.harness.digest import (
+    MEASURES,
     TEMPLATES,
     budget_used,
     caveats,
     cosine,
     counts,
+    curves,
     drift,
     excuses,
+    gradients,
+    informing,
+    is_training,
+    ledger,
     number,
     other_problems,
     parts,
     percent,
     printable,
     ratios,
+    shown,
     state,
     times,
     value_of,
@@ -37,6 +44,7 @@ COLUMNS = {  # of the terminal's table -> kept in a narrow terminal
     "name": True,
     "class": False,
     "bits": True,
+    "step": False,  # of training only
     "max abs\nerror": True,
     "scale": False,
     "ratio": True,
@@ -69,14 +77,16 @@ def terminal_table(
     Up to 40 rows are shown whole. Of more, or with a ``limit``, the failing rows and those nearest to their budget are
     shown, and the number that is hidden is told. Without ``wide``, only the columns that decide are kept.
     """
-    shown = _selected(report, limit)
-    blocks: list[RenderableType] = [_headline(report), _rows_table(shown, wide)]
-    hidden = len(report.rows) - len(shown)
+    selected = _selected(report, limit)
+    blocks: list[RenderableType] = [_headline(report), _rows_table(selected, wide, steps=is_training(report))]
+    hidden = len(report.rows) - len(selected)
     if hidden:
-        failing = len(report.failures) - sum(row.verdict == "fail" for row in shown)
+        failing = len(report.failures) - sum(row.verdict == "fail" for row in selected)
         where = f"{folder}/report.html" if folder else "report.html and report.json, once the report is saved"
         blocks.append(Text(f"{hidden} of {len(report.rows)} rows hidden, {failing} of them failing: {where}", "yellow"))
         blocks.append(_parts_table(report))
+    if is_training(report):
+        blocks.append(_checks(report))
     return Group(*blocks)
 
 
@@ -103,8 +113,19 @@ def _headline(report: Report) -> Text:
     return text
 
 
-def _rows_table(rows: list[Row], wide: bool) -> Table:
-    kept = [title for title, narrow in COLUMNS.items() if wide or narrow]
+def _checks(report: Report) -> Text:
+    """What was proven of the whole run; failed checks stand in the headline."""
+    facts = [f"{name}: {fact}" for name, fact in report.checks.items() if not fact.startswith("FAIL")]
+    ledger_of = gradients(report)
+    if ledger_of is not None:
+        facts.append(f"gradients: compared by {ledger_of.compared} of {ledger_of.trained} trained parameters")
+    if inform := informing(report):
+        facts.append(f"{len(inform)} float32 gradients of whole passes are beyond their budget and inform only")
+    return Text("\n".join(printable(fact) for fact in facts))
+
+
+def _rows_table(rows: list[Row], wide: bool, *, steps: bool) -> Table:
+    kept = [title for title, narrow in COLUMNS.items() if (wide or narrow) and (steps or title != "step")]
     table = Table(show_edge=False, header_style="bold", row_styles=("", "dim"))
     for title in kept:
         text = title in ("name", "class", "verdict")
@@ -123,8 +144,9 @@ def _cells(row: Row) -> dict[str, Text]:
         "name": row.name,
         "class": row.kind,
         "bits": row.precision.removeprefix("float"),
+        "step": "" if row.step is None else str(row.step),
         "max abs\nerror": number(value_of(whole, "max_abs_error")),
-        "scale": number(value_of(whole, "scale")),
+        "scale": number(value_of(shown(row), "scale")),
         "ratio": times(value_of(whole, "ratio")),
         "isolated\nerror": number(value_of(alone, "max_abs_error")),
         "isolated\nratio": times(value_of(alone, "ratio")),
@@ -163,10 +185,16 @@ def summary_markdown(report: Report, baseline: dict[str, Any] | None = None) -> 
         caveats=caveats(report),
         problems=other_problems(report),
         counts=counts(report),
-        ratios={measure: ratios(report, measure) for measure in ("accumulated", "isolated")},
+        ratios={measure: ratios(report, measure) for measure in MEASURES},
         parts=parts(report),
         worst=worst_rows(report, 10),
         used=budget_used,
+        shown=shown,
+        training=is_training(report),
+        curves=curves(report),
+        compared=ledger(report),
+        gradients=gradients(report),
+        informing=informing(report),
         excuses=excuses(report),
         drift=None if baseline is None else drift(report, baseline),
     )

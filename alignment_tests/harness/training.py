@@ -292,7 +292,8 @@ class Experiment:
         """The loss alone on the recorded outputs and assignment: its terms, and its gradients by the outputs."""
         found: dict[str, dict[str, Array]] = {}
         for name, side in sides.items():
-            found[name] = loss_alone(side, batch, recording, "float64" if name == "oracle" else None)
+            kind = "float64" if name == "oracle" else None
+            found[name] = loss_alone(side, batch, recording, kind, taught="oracle" in sides)
         exact = found.get("oracle", found["reference"])
         for key, expected in found["reference"].items():
             self.judge.put_isolated(key, found["candidate"][key], expected, exact[key])
@@ -458,8 +459,14 @@ def pulled_back(
     return rows | {f"grad_parameter/{call.module}.{name}": array for name, array in own.items()}
 
 
-def loss_alone(trainee: Trainee, batch: Any, recording: Recording, precision: str | None) -> dict[str, Array]:
-    """Terms of the loss, and gradients by the recorded outputs of the model."""
+def loss_alone(
+    trainee: Trainee, batch: Any, recording: Recording, precision: str | None, *, taught: bool
+) -> dict[str, Array]:
+    """Terms of the loss, and gradients by the recorded outputs of the model.
+
+    In float32 the recorded assignment is used. In float64 all sides decide alike, so each assigns for itself: a
+    gradient that leaks through the assigner would show.
+    """
     adapter = adapter_for(trainee.model)
     trace = recording.trace
     root = next(call for call in trace.calls if call.module == "")
@@ -471,7 +478,7 @@ def loss_alone(trainee: Trainee, batch: Any, recording: Recording, precision: st
         return leaves[slot]
 
     outputs = unflatten(root.output, leaf)
-    terms = trainee.losses(outputs, batch, recording.assignment)
+    terms = trainee.losses(outputs, batch, recording.assignment if taught else trainee.assign(outputs, batch))
     gradients = adapter.gradients(terms["total"], list(leaves.values()))
     rows = {f"loss/{name}": np.array(adapter.to_numpy(tensor)).reshape(1) for name, tensor in terms.items()}
     return rows | {f"grad_activation/{LOSS}/{slot}": grad for slot, grad in zip(leaves, gradients, strict=True)}

@@ -32,7 +32,7 @@
     { key: "kind", value: (row) => row.kind },
     { key: "precision", value: (row) => row.precision, show: (precision) => precision.replace("float", "") },
     { key: "error", value: whole("max_abs_error"), show: three, numeric: true },
-    { key: "scale", value: whole("scale"), show: three, numeric: true },
+    { key: "scale", value: (row) => (row.accumulated || row.isolated || {}).scale, show: three, numeric: true },
     { key: "tolerance", value: whole("smallest_tolerance"), show: three, numeric: true },
     { key: "used", value: (row) => row.used, show: (x) => (x === null ? "–" : two(x) + "×"), numeric: true },
     { key: "ratio", value: whole("ratio"), show: two, numeric: true },
@@ -41,6 +41,7 @@
     { key: "cosine", value: whole("cosine"), show: nearOne, numeric: true, ascending: true },
     { key: "ulp", value: whole("max_ulp"), show: three, numeric: true },
   ];
+  if (data.training) columns.splice(6, 0, { key: "step", value: (row) => row.step, numeric: true, ascending: true });
   if (data.drift) columns.push({ key: "drift", value: (row) => row.drift, show: two, numeric: true });
 
   const element = (tag, css, text) => {
@@ -68,7 +69,7 @@
   let order = { column: null, sign: 1 };
 
   for (const key of selects) {
-    for (const value of new Set(data.rows.map((row) => row[key]))) {
+    for (const value of key === "phase" ? data.phases : new Set(data.rows.map((row) => row[key]))) {
       const option = element("option", "", key === "verdict" ? words[value] || value : value);
       option.value = value;
       form.elements[key].append(option);
@@ -206,9 +207,9 @@
   form.addEventListener("input", draw);
   form.elements.clear.addEventListener("click", () => filter({}));
   form.addEventListener("submit", (event) => event.preventDefault());
-  for (const button of document.querySelectorAll("[data-verdict]")) {
+  for (const button of document.querySelectorAll("[data-filter]")) {
     button.addEventListener("click", () => {
-      filter({ verdict: button.dataset.verdict });
+      filter(JSON.parse(button.dataset.filter));
       document.getElementById("rows").scrollIntoView();
     });
   }

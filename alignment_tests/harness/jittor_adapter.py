@@ -126,7 +126,7 @@ class JittorAdapter:
         return made.start_grad() if array.dtype.kind == "f" else made
 
     def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
-        return [gradient.numpy() for gradient in jt.grad(total, tensors)]
+        return [gradient.numpy() for gradient in jt.grad(_with_one_consumer(total), tensors)]
 
     def vjp(
         self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
@@ -145,7 +145,7 @@ class JittorAdapter:
         total = pulled[0]
         for more in pulled[1:]:
             total = total + more
-        found = [grad.numpy() for grad in jt.grad(total, [*wanted.values(), *parameters.values()])]
+        found = [grad.numpy() for grad in jt.grad(_with_one_consumer(total), [*wanted.values(), *parameters.values()])]
         split = len(wanted)
         return dict(zip(wanted, found[:split], strict=True)), dict(zip(parameters, found[split:], strict=True))
 
@@ -181,6 +181,13 @@ def _observed(path: str, module: Any, execute: Any, before: Before, after: After
 
     observed.original = module.__dict__.get("execute")  # type: ignore[attr-defined]
     return observed
+
+
+def _with_one_consumer(total: Any) -> Any:
+    """The same gradients. Where several kernels read the gradient 1 of a scalar, Jittor writes it by a kernel that it
+    looks up without the dtype, so that float64 after float32 may come out scaled; fused into one reader it has none."""
+    pair = np.array([1.0, 0.0], str(total.dtype))
+    return (total.reshape(1) * (jt.array64(pair) if pair.dtype == np.float64 else jt.array(pair))).sum()
 
 
 def _keeping_float64(cast: Any) -> Any:

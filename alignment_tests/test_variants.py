@@ -429,10 +429,10 @@ def test_a_teacher_counts_no_batches_and_gets_no_gradient() -> None:
 # ---- the loss alone, on made-up outputs
 
 
-def made_up(package: str, parts: tuple[int, ...], seed: int) -> Any:
+def made_up(package: str, parts: tuple[int, ...], seed: int, dtype: str = "float64") -> Any:
     """Outputs for one 32x32 image and 3 classes: maps that only have a size, then rows of these widths in 0..1."""
-    maps = [as_tensor(package, np.zeros((1, 1, side, side))) for side in (4, 2, 1)]
-    arrays = [uniform(seed + i, 21 * width).reshape(1, 21, width) for i, width in enumerate(parts)]
+    maps = [as_tensor(package, np.zeros((1, 1, side, side), dtype)) for side in (4, 2, 1)]
+    arrays = [uniform(seed + i, 21 * width).astype(dtype).reshape(1, 21, width) for i, width in enumerate(parts)]
     return (maps, *(as_tensor(package, array) for array in arrays))
 
 
@@ -469,6 +469,28 @@ def test_losses_fall_with_the_epoch(package: str) -> None:
     student, teacher = made_up(package, STUDENT, 0), made_up(package, TEACHER, 9)
     first, last = (float(to_numpy(small_loss(package)(student, teacher, ONE_BOX, e).total).item()) for e in (0, 9))
     assert last < first
+
+
+def small_gradients(package: str, dtype: str) -> list[Array]:
+    """Of the distillation loss with maps, by the student's scores, distributions and distances."""
+    student, teacher = made_up(package, STUDENT, 0, dtype), made_up(package, TEACHER, 9, dtype)
+    neck, taught = ([as_tensor(package, uniform(seed, 48).astype(dtype).reshape(1, 3, 4, 4))] for seed in (3, 4))
+    loss = small_loss(package, features=True)
+    if package == "torch_ref":
+        leaves = [part.requires_grad_() for part in [*student[1:], *neck]]
+        total = loss(student, teacher, ONE_BOX, 0, neck, taught).total
+        return [to_numpy(gradient) for gradient in torch.autograd.grad(total, leaves)]
+    from jt_impl.runtime import jittor as jt
+
+    leaves = [part.start_grad() for part in [*student[1:], *neck]]
+    return [to_numpy(gradient) for gradient in jt.grad(loss(student, teacher, ONE_BOX, 0, neck, taught).total, leaves)]
+
+
+def test_gradients_in_double_are_right_after_gradients_in_single() -> None:
+    """Plain ``jt.grad`` on the total: see ``jt_impl.functional.with_one_consumer``."""
+    small_gradients("jt_impl", "float32")
+    for actual, expected in zip(*(small_gradients(package, "float64") for package in PACKAGES[::-1]), strict=True):
+        assert_near(actual, expected, float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

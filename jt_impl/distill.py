@@ -15,7 +15,7 @@ from jt_impl import exponential
 from jt_impl.assigners import Assignment
 from jt_impl.attention import Transformer
 from jt_impl.boxes import ltrb_to_xyxy
-from jt_impl.functional import as_float, log_softmax
+from jt_impl.functional import as_float, log_softmax, with_one_consumer
 from jt_impl.fusion import Injection
 from jt_impl.layers import BatchNorm2d, Var, constant, nn
 from jt_impl.losses import DetectionLoss, as_image_size
@@ -126,7 +126,8 @@ class DistillationLoss:
         feature = jt.zeros_like(losses.total)
         if self.features:
             feature = self.features_of(neck, teacher_neck, FEATURE_WEIGHT * share)
-        return DistillationLosses(losses.total + feature, losses.iou, losses.dfl, losses.cls, feature)
+        whole = with_one_consumer(losses.total + feature)
+        return DistillationLosses(whole, losses.iou, losses.dfl, losses.cls, feature)
 
     def assign(self, outputs: Any, targets: Any) -> Assignment:
         """Which anchor learns which box: task-aligned, by the boxes that the distributions give."""

@@ -22,7 +22,16 @@ from jt_impl.assigners import (
     assign_task_aligned,
 )
 from jt_impl.boxes import cxcywh_to_xyxy, iou_loss, ltrb_to_xyxy, xyxy_to_ltrb
-from jt_impl.functional import absolute, as_float, binary_cross_entropy, clamp_min, log_softmax, one_hot, select
+from jt_impl.functional import (
+    absolute,
+    as_float,
+    binary_cross_entropy,
+    clamp_min,
+    log_softmax,
+    one_hot,
+    select,
+    with_one_consumer,
+)
 from jt_impl.layers import Var, softmax, spatial_size, to_var
 from jt_impl.runtime import jittor as jt
 from jt_impl.statistics import total
@@ -43,7 +52,8 @@ class Losses:
     cls: Var
 
     def __add__(self, other: Losses) -> Losses:
-        return Losses(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        made = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return Losses(with_one_consumer(next(made)), *made)
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,7 @@ class DetectionLoss:
     def weigh(self, cls: Var, iou: Var, dfl: Var) -> Losses:
         settings = self.settings
         cls, iou, dfl = cls * settings.class_weight, iou * settings.iou_weight, dfl * settings.dfl_weight
-        return Losses(cls + iou + dfl, iou, dfl, cls)
+        return Losses(with_one_consumer(cls + iou + dfl), iou, dfl, cls)
 
 
 class AnchoredLoss(DetectionLoss):

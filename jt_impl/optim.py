@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fixtures.config import GoldYoloConfig
 from fixtures.schedule import StepSettings, ema_decay, scaled_lr, scaled_weight_decay
+from jt_impl.functional import with_one_consumer
 from jt_impl.layers import BatchNorm2d, Var, nn, to_var
 from jt_impl.runtime import jittor as jt
 from jt_impl.statistics import total
@@ -65,16 +66,6 @@ def gradients_of(loss: Var, tensors: Sequence[Var], retain_graph: bool = False) 
     sentinel = jt.array(np.zeros(2, np.float32)).start_grad()
     first, *gradients = jt.grad(with_one_consumer(loss), [sentinel, *tensors], retain_graph)
     return [gradient.stop_grad() for gradient in gradients], [gradient.id < first.id for gradient in gradients]
-
-
-def with_one_consumer(loss: Var) -> Var:
-    """A loss of the same gradients, whose own gradient of 1 has one consumer only.
-
-    That 1 is an array of one element. Where several kernels read it, Jittor writes it by a kernel that it looks up
-    without the dtype: in a process that was in float32 before, only 4 of the 8 bytes of a float64 1 were written, and
-    all gradients came out times what the other 4 happened to be. Fused into its one consumer it has no such kernel.
-    """
-    return (loss.reshape(1) * to_var(np.array([1.0, 0.0]), loss)).sum()
 
 
 # Each updates one parameter: in0 is the parameter, in1 its gradient, then the slots and last the hyperparameters.

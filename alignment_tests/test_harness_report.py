@@ -694,9 +694,13 @@ def test_a_training_report_without_a_free_run_says_so() -> None:
 def test_a_free_run_that_proves_nothing_says_so() -> None:
     """The limit is 16 times the reference's own drift; 1 is what a candidate drifts that never moves."""
     chaotic = {**CURVES, "drift, reference float32": (1e-3, 0.1, 1e-3)}
-    assert digest.unjudged_from(training_report(curves=chaotic)) == 1
+    assert digest.unjudged_from(training_report(curves=chaotic), "float32") == 1
     assert any("proves nothing from step 1 on" in text for text in digest.caveats(training_report(curves=chaotic)))
-    assert digest.unjudged_from(sample("training")) is digest.unjudged_from(sample("aligned")) is None
+    nudged = training_report(curves={**chaotic, "drift, reference float64 nudged": (1e-16, 1e-14, 1e-13)})
+    assert digest.unjudged_from(nudged, "float64") is None
+    assert digest.unjudged_from(nudged, "float32") == 1
+    assert digest.unjudged_from(sample("training"), "float32") is None
+    assert digest.unjudged_from(sample("aligned"), "float32") is None
 
 
 def test_gradients_that_inform_only_do_not_drift() -> None:

@@ -6,6 +6,7 @@ Two correct sides must align in both precisions; each fault must be found and na
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class ToyTrainee:
     """SGD with momentum and an average of the weights; each class's best positions are its decisions."""
 
     momentum, rate, decay, averaging = 0.9, 0.05, 0.01, 0.8
+    scope = staticmethod(nullcontext)
 
     def __init__(self, precision: str) -> None:
         torch.manual_seed(0)

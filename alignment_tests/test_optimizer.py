@@ -26,7 +26,6 @@ from alignment_tests.trainers import (
     SIZE,
     boxes,
     images,
-    loaded_kernels,
     make_trainer,
     native,
     optim_of,
@@ -48,6 +47,7 @@ from fixtures.schedule import (
     update_is_due,
 )
 from fixtures.seeded import drop_path_draw, seeded_images, uniform
+from jt_impl.runtime import loaded_kernels
 from torch_ref import build_model as build_torch
 from torch_ref.optim import build_optimizer, parameter_groups
 

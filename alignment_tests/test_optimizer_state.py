@@ -83,7 +83,8 @@ def taken_over(package: str, state: TrainingState) -> Any:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_partial_sum_is_at_stake(package: str) -> None:
     state = uninterrupted(package).half
-    assert state.position == {"step": 2003, "last_update": 2001, "ema_updates": 1, "optimizer_steps": 1}
+    reached = {"step": 2003, "last_update": 2001, "ema_updates": 1, "optimizer_steps": 1}
+    assert state.position == reached | {"loss_scale": 16, "loss_scale_successes": 0}
     assert state.gradients.keys() == state.slots["momentum"].keys() - {"detect.proj_conv.weight"}
 
 
@@ -304,7 +305,14 @@ def test_optimizers_that_do_not_tell_names_or_kind_are_refused() -> None:
 
 # ---- files
 
-POSITION = {"step": 5, "last_update": -1, "ema_updates": 0, "optimizer_steps": 0}
+POSITION = {
+    "step": 5,
+    "last_update": -1,
+    "ema_updates": 0,
+    "optimizer_steps": 0,
+    "loss_scale": 12,
+    "loss_scale_successes": 3,
+}
 
 
 def small_state(**changes: Any) -> TrainingState:

@@ -6,20 +6,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from alignment_tests.batches import training_batches
 from alignment_tests.harness import Report
+from alignment_tests.harness.free_runs import distance, parameters_of
 from alignment_tests.harness.step_judge import PHASES
-from alignment_tests.harness.training import align_training, flat_parameters, train_step
+from alignment_tests.harness.trainee import train_step
+from alignment_tests.harness.training import align_training
 from alignment_tests.trainees import GoldYoloTrainee, Run
 from fixtures.config import load_config
 from fixtures.schedule import Schedule
 
 STEPS, BATCH, SIZE = 20, 2, (128, 128)
 # Batch size that rates are scaled for, and first step: the start of warm-up, where rates are 0 and that of biases 0.1.
-STARTS = {"n": (16, 0)}
+STARTS = {"n": (16, 0), "s": (16, 1201)}
 
 
 def training_run(size: str, batch_size: int = 16, first_step: int = 0, **options: Any) -> Run:
@@ -93,14 +94,14 @@ def test_training_goes_on_in_the_other_framework(order: tuple[str, str], precisi
     for batch in batches[STEPS // 2 :]:
         train_step(mixed, batch)
     runs = {kind: run.trainee("torch_ref", kind) for kind in ("float64", "float32")}
-    start = flat_parameters(runs["float64"].state())
+    start = parameters_of(runs["float64"].state())
     for trainee in runs.values():
         for batch in batches:
             train_step(trainee, batch)
-    whole = flat_parameters(runs["float64"].state())
-    way = np.linalg.norm(whole - start)
-    drift = np.linalg.norm(flat_parameters(mixed.state()) - whole) / way
-    yardstick = np.linalg.norm(flat_parameters(runs["float32"].state()) - whole) / way
+    whole = parameters_of(runs["float64"].state())
+    way = distance(whole, start)
+    drift = distance(parameters_of(mixed.state()), whole) / way
+    yardstick = distance(parameters_of(runs["float32"].state()), whole) / way
     assert way > 0.0
     assert drift <= (1e-6 if precision == "float64" else 16 * yardstick)
     assert mixed.trainer.step_number == runs["float64"].trainer.step_number

@@ -15,7 +15,7 @@ from alignment_tests.harness.adapters import adapter_for
 from converters.optimizer_state import TrainingState
 from fixtures.config import GoldYoloConfig
 from fixtures.schedule import Schedule
-from fixtures.seeded import seeded_state
+from fixtures.seeded import initial_state, seeded_state
 
 Array = npt.NDArray[Any]
 BRANCHES = ("", "anchored.")  # of the anchor-aided head's pair of assignments
@@ -42,6 +42,9 @@ class Run:
         first_step: position in the schedule at which training starts.
         assigner: "tal" or "atss".
         seed: of the weights and of DropPath's stream.
+        amp: mixed precision in place of float32.
+        fresh: weights as a constructor draws them, but for predictions, which it sets to zero; else ``seeded_state``.
+        loss_scale: exponent of two that mixed precision starts from.
     """
 
     config: GoldYoloConfig
@@ -51,13 +54,15 @@ class Run:
     first_step: int = 0
     assigner: str = "tal"
     seed: int = 0
+    amp: bool = False
+    fresh: bool = False
+    loss_scale: int = 16
 
     def trainee(self, package: str, precision: str) -> GoldYoloTrainee:
         """A new one, with seeded weights."""
         module = importlib.import_module(package)
         model = module.build_model(self.config, precision)
-        shapes = {name: array.shape for name, array in converters.read_state(model).items()}
-        converters.load_into(model, seeded_state(shapes, self.seed))
+        converters.load_into(model, self.weights(converters.read_state(model)))
         trainer = module.Trainer(
             model,
             self.config,
@@ -66,12 +71,22 @@ class Run:
             self.schedule,
             assigner=self.assigner,
             seed=self.seed,
+            amp=self.amp and precision == "float32",
         )
         trainee = GoldYoloTrainee(trainer, precision)
         start = trainer.state()
         position = {**start.position, "step": self.first_step, "last_update": self.first_step - 1}
+        position["loss_scale"] = self.loss_scale
         trainer.load_state(replace(start, position=position))
         return trainee
+
+    def weights(self, built: Mapping[str, Array]) -> dict[str, Array]:
+        """The first ones, by state key."""
+        seeded = seeded_state({name: array.shape for name, array in built.items()}, self.seed)
+        if not self.fresh:
+            return seeded
+        drawn = initial_state(built, self.seed)
+        return {n: seeded[n].astype(a.dtype) if "_preds." in n and a.ndim == 4 else a for n, a in drawn.items()}
 
     def makers(self) -> tuple[Callable[[str], GoldYoloTrainee], Callable[[str], GoldYoloTrainee]]:
         """For the reference and for the candidate."""
@@ -83,7 +98,7 @@ class GoldYoloTrainee:
 
     def __init__(self, trainer: Any, precision: str) -> None:
         self.trainer, self.model, self.precision = trainer, trainer.model, precision
-        self.adapter = adapter_for(trainer.model)
+        self.adapter, self.scope = adapter_for(trainer.model), trainer.scope
         self.partial: dict[str, Any] = {}  # sum of the gradients before this step
         self.make_assignment = importlib.import_module(f"{package_of(trainer)}.assigners").Assignment
 

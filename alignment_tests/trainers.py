@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,9 +149,3 @@ def native(package: str, arrays: Mapping[str, Array]) -> dict[str, Any]:
 
 def optim_of(package: str) -> Any:
     return importlib.import_module(f"{package}.optim")
-
-
-def loaded_kernels() -> int:
-    """Compiled Jittor kernels that this process has loaded, whether it or an earlier one compiled them."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return len({line.split()[-1] for line in lines if "/jit/" in line and line.endswith(".so")})

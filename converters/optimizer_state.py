@@ -21,7 +21,7 @@ from converters.errors import CheckpointError
 from converters.state import LoadResult, State, TensorSpec, match_states
 
 FORMAT = "gold-yolo-alignment/training-state/1"
-POSITION = ("step", "last_update", "ema_updates", "optimizer_steps")
+POSITION = ("step", "last_update", "ema_updates", "optimizer_steps", "loss_scale", "loss_scale_successes")
 
 # Slots by optimizer, and what stands in one where the framework has made none yet. Both frameworks go on from it as
 # they begin: -0.0 * momentum + g is g bit for bit, as PyTorch's first velocity is.
@@ -42,7 +42,8 @@ class TrainingState:
             dimensions) for Adam and AdamW. Every trainable parameter of the optimizer has them, frozen ones have none.
         ema: the average by state key, floating entries only; empty if none is kept.
         gradients: sum since the last update, of the parameters that had a gradient; empty right after an update.
-        position: ``step`` to come, ``last_update`` (step number, -1 for none), ``ema_updates``, ``optimizer_steps``.
+        position: ``step`` to come, ``last_update`` (step number, -1 for none), ``ema_updates``, ``optimizer_steps``,
+            ``loss_scale`` (exponent of two) and ``loss_scale_successes`` (updates since it last moved).
         optimizer: "sgd", "adam" or "adamw".
         meta: facts to keep beside, such as the configuration's name. Values fit JSON.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jt_impl import mixed
 from jt_impl.runtime import jittor as jt
 
 # exp(x) = 2^n * exp(r) with |r| <= ln(2) / 2, ln(2) in two parts; 2^n in two factors, so that subnormal results are
@@ -74,16 +75,19 @@ class SiLU(jt.Function):
         return upstream * weight * (1.0 + self.saved * (1.0 - weight))
 
 
+@mixed.in_single
 def exp(x: Any) -> Any:
     """e to the power of each element."""
     return Exp.apply(x) if _by_kernel(x) else jt.exp(x)
 
 
+@mixed.in_single
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); ``jt.sigmoid`` clamps its argument and never falls below 9.4e-14."""
     return 1.0 / (1.0 + exp(-x))
 
 
+@mixed.in_single
 def silu(x: Any) -> Any:
     """x * sigmoid(x)."""
     return SiLU.apply(x) if _by_kernel(x) else x / (1.0 + jt.exp(-x))

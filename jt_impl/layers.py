@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from fixtures.config import NormConfig
-from jt_impl import exponential, float64
+from jt_impl import exponential, float64, mixed, statistics
 from jt_impl.runtime import jittor as jt
-from jt_impl.statistics import batch_normalise, normalised
 
 nn: Any = jt.nn
 Var = Any
@@ -37,15 +36,20 @@ def to_var(array: Any, like: Var) -> Var:
     return jt.array64(np.asarray(array, np.float64)) if is_double(like) else jt.array(np.asarray(array, np.float32))
 
 
+@mixed.product
 def matmul(a: Var, b: Var) -> Var:
     """Product over the last two dimensions; in float64 by our own kernel, since Jittor has only loops there."""
     return float64.matmul(a, b) if is_double(a) else jt.matmul(a, b)
 
 
+@mixed.in_single
 def softmax(x: Var, dim: int) -> Var:
     """With exact float64; ``nn.softmax`` on CUDA switches kernels with the size of the last dimension."""
     exponent = exponential.exp(x - x.max(dim, keepdims=True).detach())  # the gradient by the maximum cancels
     return exponent / exponent.sum(dim, keepdims=True)
+
+
+normalised, batch_normalise = (mixed.in_single(f) for f in (statistics.normalised, statistics.batch_normalise))
 
 
 class Conv2d(nn.Module):
@@ -70,12 +74,16 @@ class Conv2d(nn.Module):
         self.bias = jt.init.uniform((out_channels,), "float32", -bound, bound) if bias else None
 
     def execute(self, x: Var) -> Var:
+        return self.convolve(x, self.weight, *([] if self.bias is None else [self.bias]))
+
+    @mixed.product
+    def convolve(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
         if is_double(x):
             product = float64.conv2d if self.groups == 1 else float64.depthwise_conv2d
-            y = product(x, self.weight, self.stride, self.padding)
+            y = product(x, weight, self.stride, self.padding)
         else:
-            y = nn.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.groups)
-        return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
+            y = nn.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+        return y if bias is None else y + bias.reshape(1, -1, 1, 1)
 
 
 class BatchNorm2d(nn.Module):
@@ -96,7 +104,8 @@ class BatchNorm2d(nn.Module):
         if count == 1:
             raise ValueError(f"batch norm needs more than one value per channel in training. Received: {x.shape}")
         y, mean, variance = batch_normalise(x, self.weight, self.bias, self.eps)
-        self.move_running_statistics(mean, variance * constant(count / (count - 1), x))
+        with mixed.full():
+            self.move_running_statistics(mean, variance * constant(count / (count - 1), mean))
         return y
 
     def move_running_statistics(self, mean: Var, variance: Var) -> None:
@@ -114,6 +123,7 @@ class MaxPool2d(nn.Module):
             raise ValueError(f"the pool must keep the size. Received: {kernel=}, {stride=}, {padding=}")
         self.kernel, self.padding = kernel, padding
 
+    @mixed.in_single
     def execute(self, x: Var) -> Var:
         height, width = spatial_size(x)
         before, after = self.padding, self.padding + 1  # one more, or the padded map could be no larger than the window

@@ -57,6 +57,11 @@ def named_vars(model: nn.Module) -> dict[str, Var]:
     }
 
 
+def is_buffer(name: str) -> bool:
+    """Whether a state key is of running statistics, which PyTorch does not count among the parameters."""
+    return name.rsplit(".", 1)[-1].startswith("running_")
+
+
 def gradients_of(loss: Var, tensors: Sequence[Var], retain_graph: bool = False) -> tuple[list[Var], list[bool]]:
     """Gradients by each tensor, and whether ``loss`` depends on it at all (where not, the gradient is zero).
 

@@ -312,6 +312,12 @@ def load() -> Any:
     return module
 
 
+def loaded_kernels() -> int:
+    """Compiled kernels that this process has loaded, whether it or an earlier one compiled them."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    return len({line.split()[-1] for line in lines if "/jit/" in line and line.endswith(".so")})
+
+
 def describe() -> dict[str, Any]:
     """What a report must hold about this Jittor: version, build flags, device."""
     module = load()

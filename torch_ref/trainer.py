@@ -5,9 +5,9 @@ Harness, training command and benchmarks take their steps here, whole (``step``)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,29 +19,18 @@ import converters
 from converters.optimizer_state import TrainingState, match_training_state
 from converters.state import LoadResult
 from fixtures.config import GoldYoloConfig
+from fixtures.loss_scale import LossScale
 from fixtures.schedule import Schedule, StepSettings, update_is_due
 from fixtures.seeded import drop_path_draw
+from fixtures.training_step import StepResult, check_finite, check_outputs
 from torch_ref.attention import DropPath
-from torch_ref.losses import build_loss
+from torch_ref.distill import build_distillation_loss, prepare_teacher, teach
+from torch_ref.losses import as_image_size, build_loss
 from torch_ref.model import GoldYolo
 from torch_ref.optim import ModelEma, apply_gradients, apply_settings, build_optimizer, clip_gradients
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did.
-
-    Attributes:
-        losses: weighted terms and "total".
-        updated: whether the weights moved, or only gradients were summed.
-        settings: rates and momentum that held.
-    """
-
-    losses: dict[str, float]
-    updated: bool
-    settings: StepSettings
+FIRST_TEACHER_CALL = 1000  # of DropPath, so that student and teacher draw other numbers
 
 
 class Trainer:
@@ -58,6 +47,8 @@ class Trainer:
         clip_norm: limit of the common norm of all gradients; None clips nothing, as the public recipe.
         accumulate: steps whose gradients are summed for one update; None takes the schedule's.
         seed: of the numbers that decide which paths are dropped; both frameworks drop the same.
+        amp: mixed precision, float16 by ``torch.autocast``, with a scaled loss.
+        teacher: of self-distillation, prepared in place; its paths are dropped by numbers of their own.
 
     Attributes:
         step_number: of the step that comes or is under way, over all epochs.
@@ -65,6 +56,10 @@ class Trainer:
         gradients: sum over the steps since the last update, by state key, of every trainable parameter.
         unused: parameters that the loss did not depend on in any of these steps; no update touches them.
         optimizer_steps: updates made.
+        loss_scale: what the loss is scaled by in mixed precision, else None.
+
+    Raises:
+        ValueError: ``amp`` is asked for a model in float64.
     """
 
     def __init__(
@@ -80,26 +75,40 @@ class Trainer:
         clip_norm: float | None = None,
         accumulate: int | None = None,
         seed: int = 0,
+        amp: bool = False,
+        teacher: GoldYolo | None = None,
     ) -> None:
+        if amp and next(model.parameters()).dtype == torch.float64:
+            raise ValueError("`amp` needs a model in float32. Received: one in float64")
         self.model = model.train()
         self.config, self.schedule, self.assigner = config, schedule, assigner
         self.clip_norm, self.accumulate, self.seed = clip_norm, accumulate, seed
-        self.loss = build_loss(config, image_size)
+        self.loss: Any = build_loss(config, image_size)
+        self.teacher = None if teacher is None else prepare_teacher(teacher)
+        if self.teacher is not None:
+            self.loss = build_distillation_loss(config, as_image_size(image_size), schedule.epochs)
         self.optimizer = build_optimizer(model, config, batch_size)
         self.ema = ModelEma(model) if ema else None
+        self.loss_scale = LossScale() if amp else None
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.step_number, self.last_update, self.optimizer_steps = 0, -1, 0
         self.gradients: dict[str, Tensor] = {}
         self.unused: frozenset[str] = frozenset()
-        self._draws = 0
-        for module in model.modules():
-            if isinstance(module, DropPath):
-                module.draw = self.draw
+        self._draws = self._teacher_draws = 0
+        for network, draw in ((model, self.draw), (self.teacher, self.draw_for_teacher)):
+            for module in network.modules() if network is not None else ():
+                if isinstance(module, DropPath):
+                    module.draw = draw
 
     def draw(self, batch: int) -> npt.NDArray[np.float32]:
         """Uniform numbers for the next DropPath call of this step."""
         self._draws += 1
         return drop_path_draw(self.seed, self.step_number, self._draws - 1, batch)
+
+    def draw_for_teacher(self, batch: int) -> npt.NDArray[np.float32]:
+        """The same for the teacher."""
+        self._teacher_draws += 1
+        return drop_path_draw(self.seed, self.step_number, FIRST_TEACHER_CALL + self._teacher_draws - 1, batch)
 
     @property
     def settings(self) -> StepSettings:
@@ -111,15 +120,36 @@ class Trainer:
         if not self.model.training:
             self.model.train()
         self._draws = 0
-        return self.model(torch.from_numpy(np.ascontiguousarray(images)).to(self._like()))
+        tensor = self._tensor(images)
+        if not self.loss_scale:
+            return self.model(tensor)
+        with self.scope():
+            features, *outputs = self.model(tensor)
+        return [feature.float() for feature in features], *(output.float() for output in outputs)
+
+    def scope(self) -> AbstractContextManager[None]:
+        """What the model's modules run in: mixed precision, or nothing."""
+        return torch.autocast(self._like().device.type, torch.float16) if self.loss_scale else nullcontext()
+
+    def losses(self, outputs: Any, images: Array, targets: Any) -> Any:
+        """Weighted loss terms of a batch, by the boxes and, where there is one, by the teacher."""
+        if self.teacher is None:
+            return self.loss(outputs, targets, self.assigner)
+        self._teacher_draws = 0
+        taught, _ = teach(self.teacher, self._tensor(images))
+        return self.loss(outputs, taught, targets, self.step_number // self.schedule.steps_per_epoch)
 
     def backward(self, total: Tensor, extra: Sequence[Tensor] = ()) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Gradients of ``total`` by every trainable parameter and by the extra tensors, in one pass.
 
-        Those of the parameters are added to ``gradients``. What ``total`` does not depend on has zeros.
+        Those of the parameters are added to ``gradients``. What ``total`` does not depend on has zeros. In mixed
+        precision the loss is scaled on the way, and the gradients are scaled back, in float32.
         """
         names, tensors = list(self.parameters), [*self.parameters.values(), *extra]
-        found = torch.autograd.grad(total, tensors, allow_unused=True)
+        factor = self.loss_scale.factor if self.loss_scale else 1.0
+        found = torch.autograd.grad(total * factor, tensors, allow_unused=True)
+        if self.loss_scale:
+            found = tuple(gradient if gradient is None else gradient.float() / factor for gradient in found)
         unused = frozenset(name for name, gradient in zip(names, found, strict=False) if gradient is None)
         filled = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
         gradients = dict(zip(names, filled, strict=False))
@@ -132,7 +162,9 @@ class Trainer:
         return gradients, filled[len(names) :]
 
     def update(self) -> bool:
-        """End the step: if an update is due, take it; whether it was.
+        """End the step: if an update is due, take it; whether the weights moved.
+
+        In mixed precision an update whose gradients overflowed is left out, and the loss scale falls.
 
         Raises:
             RuntimeError: an update is due and there are no gradients.
@@ -140,14 +172,14 @@ class Trainer:
         settings = self.settings
         apply_settings(self.optimizer, settings)
         accumulate = settings.accumulate if self.accumulate is None else self.accumulate
-        due = update_is_due(self.step_number, self.last_update, accumulate)
-        if due:
-            self._update_weights()
+        moved = update_is_due(self.step_number, self.last_update, accumulate)
+        if moved:
+            moved = self._update_weights()
             self.last_update = self.step_number
         self.step_number += 1
         if self.step_number % self.schedule.steps_per_epoch == 0:
             self.gradients = {}  # the public engine drops a partial sum where an epoch begins
-        return due
+        return moved
 
     def step(self, images: Array, targets: Any) -> StepResult:
         """A whole step.
@@ -158,20 +190,23 @@ class Trainer:
 
         Raises:
             FloatingPointError: an output of the model or a loss term is not finite; the weights were not updated.
+                In mixed precision: not until the loss scale has fallen to its end.
             ValueError: ``targets`` is malformed.
         """
         outputs = self.forward(images)
-        check_outputs([bool(torch.isfinite(output).all()) for output in outputs[1:]], self.step_number)
-        losses = self.loss(outputs, targets, self.assigner)
+        if not self.loss_scale:
+            check_outputs([bool(torch.isfinite(output).all()) for output in outputs[1:]], self.step_number)
+        losses = self.losses(outputs, images, targets)
         self.backward(losses.total)
         numbers = {field.name: float(getattr(losses, field.name).detach()) for field in fields(losses)}
-        check_finite(numbers, self.step_number)
+        if not self.loss_scale:
+            check_finite(numbers, self.step_number)
         settings = self.settings
         return StepResult(numbers, self.update(), settings)
 
     def state(self) -> TrainingState:
         """Copies of everything that the next step depends on."""
-        framework = converters.adapter(self.model)
+        framework, scale = converters.adapter(self.model), self.loss_scale or LossScale()
         return TrainingState(
             weights=framework.read_state(self.model),
             slots=framework.read_slots(self.optimizer),
@@ -182,6 +217,8 @@ class Trainer:
                 "last_update": self.last_update,
                 "ema_updates": self.ema.updates if self.ema else 0,
                 "optimizer_steps": self.optimizer_steps,
+                "loss_scale": scale.exponent,
+                "loss_scale_successes": scale.successes,
             },
             optimizer=self.config.solver.optimizer,
         )
@@ -210,12 +247,20 @@ class Trainer:
             }
         self.step_number, self.last_update = state.position["step"], state.position["last_update"]
         self.optimizer_steps = state.position["optimizer_steps"]
+        if self.loss_scale:
+            self.loss_scale = LossScale(state.position["loss_scale"], state.position["loss_scale_successes"])
         return result
 
-    def _update_weights(self) -> None:
+    def _update_weights(self) -> bool:
         if not self.gradients:
             raise RuntimeError(f"step {self.step_number} is to update the weights, but `backward` was not called")
         gradients = {name: gradient for name, gradient in self.gradients.items() if name not in self.unused}
+        if self.loss_scale:
+            finite = self._all_finite(gradients)
+            self.loss_scale.update(finite)
+            if not finite:
+                self.gradients = {}
+                return False
         if self.clip_norm is not None:
             clip_gradients(gradients, self.clip_norm)
         apply_gradients(self.optimizer, gradients)
@@ -223,20 +268,15 @@ class Trainer:
         self.optimizer_steps += 1
         if self.ema:
             self.ema.update(self.model)
+        return True
+
+    def _tensor(self, images: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images)).to(self._like())
+
+    @staticmethod
+    def _all_finite(gradients: dict[str, Tensor]) -> bool:
+        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
 
     def _like(self) -> Tensor:
         """A tensor of the model's precision and device."""
         return next(iter(self.model.parameters()))
-
-
-def check_outputs(finite: Sequence[bool], step: int) -> None:
-    """Raise ``FloatingPointError`` that names the first output (0 being the features) that is not finite."""
-    if not all(finite):
-        raise FloatingPointError(f"output {finite.index(False) + 1} of the model is not finite at step {step}")
-
-
-def check_finite(losses: dict[str, float], step: int) -> None:
-    """Raise ``FloatingPointError`` that names the first term that is NaN or infinite; the total is looked at last."""
-    for name in sorted(losses, key=lambda name: name == "total"):
-        if not math.isfinite(losses[name]):
-            raise FloatingPointError(f"the loss term `{name}` is {losses[name]} at step {step}")

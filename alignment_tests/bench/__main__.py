@@ -1,14 +1,17 @@
 """Measure what a user waits for and what the harness costs, and write it down.
 
-    python -m alignment_tests.bench              warm figures (minutes)
-    python -m alignment_tests.bench --cold       also from an empty Jittor cache (some minutes more)
+    python -m alignment_tests.bench                     warm figures (minutes)
+    python -m alignment_tests.bench --cold              also from an empty Jittor cache (some minutes more)
+    python -m alignment_tests.bench --only steps        one part
 
-Prints a Markdown table and writes it, with the environment and the commit, to docs/results/bench.json.
+Prints a Markdown table and writes it, with the environment and the commit of each part, to docs/results/bench.json.
+Parts that were not asked for keep the figures they have there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from alignment_tests.bench.training import bench_cold_step, bench_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "docs" / "results" / "bench.json"
@@ -55,17 +60,27 @@ def bench_align() -> dict[str, Any]:
         return {"align, warm": timed(align_command(folder))}
 
 
-def bench_cold() -> dict[str, Any]:
-    """From an empty cache of its own; the slash in its name gives it a lock of its own too."""
+@contextlib.contextmanager
+def empty_cache() -> Iterator[str]:
+    """Name of a Jittor cache that is empty; the slash in it gives it a lock of its own too. Removed afterwards."""
     from jt_impl.runtime import jittor_home
 
     name = f"bench-cold-{os.getpid()}"
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            return {"align, cold": timed(align_command(folder), {"cache_name": f"{name}/x"})}
+        yield f"{name}/x"
     finally:
         for path in jittor_home().glob(f"*/*/*/*/*/*/{name}"):
             shutil.rmtree(path)
+
+
+def bench_cold() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, empty_cache() as name:
+        return {"align, cold": timed(align_command(folder), {"cache_name": name})}
+
+
+def bench_cold_steps() -> dict[str, Any]:
+    with empty_cache() as name:
+        return bench_cold_step(name)
 
 
 def bench_backbone() -> dict[str, Any]:
@@ -155,31 +170,52 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    lines = ["| what | time | peak memory | ratio |", "|---|---|---|---|"]
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = ["| what | time | peak memory | ratio | Jittor kernels |", "|---|---|---|---|---|"]
     for name, figures in results.items():
         times = [f"{value:.2f} s" for key, value in figures.items() if key.endswith("seconds")]
         memory = f"{figures['peak_memory_bytes'] / 2**20:.0f} MiB" if "peak_memory_bytes" in figures else ""
         ratio = f"{figures['ratio']:.2f}" if "ratio" in figures else ""
-        lines.append(f"| {name} | {' -> '.join(times)} | {memory} | {ratio} |")
+        lines.append(f"| {name} | {' -> '.join(times)} | {memory} | {ratio} | {figures.get('kernels', '')} |")
     return "\n".join(lines)
+
+
+WARM = {
+    "capture": bench_capture,
+    "memory": bench_memory,
+    "align": bench_align,
+    "backbone": bench_backbone,
+    "steps": bench_steps,
+}
+COLD = {"cold-align": bench_cold, "cold-steps": bench_cold_steps}
+
+
+def record(name: str, results: dict[str, Any]) -> None:
+    """Put one part's figures, with what they were measured on, in the place of its older ones."""
+    parts = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    parts[name] = {"environment": surroundings(), "results": results}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    fresh = RESULT.with_suffix(".tmp")
+    fresh.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(RESULT)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m alignment_tests.bench", description=__doc__)
     parser.add_argument("--cold", action="store_true", help="also from an empty Jittor cache")
+    parser.add_argument("--only", choices=[*WARM, *COLD], nargs="+", help="these parts")
     parser.add_argument("--child", choices=("bare", "align"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child)
         return 0
-    parts = [bench_capture, bench_memory, bench_align, bench_backbone] + ([bench_cold] if options.cold else [])
+    parts = WARM | COLD
     results: dict[str, Any] = {}
-    for part in parts:
-        print(f"measuring: {part.__name__.removeprefix('bench_')}", file=sys.stderr, flush=True)
-        results |= part()
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps({"environment": surroundings(), "results": results}, indent=1) + "\n")
+    for name in options.only or [*WARM, *(COLD if options.cold else ())]:
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
+        made = parts[name]()
+        record(name, made)
+        results |= made
     print(table(results))
     return 0
 

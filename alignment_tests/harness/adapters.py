@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Scope = Callable[[], AbstractContextManager[None]]
 Before = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], None]  # path, module, args, kwargs
 After = Callable[[str, Any, Any], None]  # path, module, output
 
@@ -61,14 +62,15 @@ class Adapter(Protocol):
         """Gradients of a scalar; zeros for tensors that it does not depend on or that cannot have one."""
 
     def vjp(
-        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array], scope: Scope = nullcontext
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Gradients of one module alone.
 
         Args:
             module: in the mode it is in; its buffers may move.
             arguments: {"args": [...], "kwargs": {...}} of tensors and plain values.
-            upstream: gradient by each output, by slot.
+            upstream: gradient by each output, by slot; cast to what the output is in.
+            scope: makes the context that the module runs in, such as one of mixed precision.
 
         Returns:
             Gradients by the floating tensors among the arguments, by slot, and by the module's parameters, by name.

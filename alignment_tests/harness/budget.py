@@ -21,7 +21,8 @@ class Budget:
     Attributes:
         float64_bar: allowed ``max|J64 - T64|`` as a share of the oracle's largest magnitude.
         k: allowed ``max|J32 - T64|`` in units of ``max|T32 - T64|``.
-        c: floor of that allowance, in units of ``eps32 * scale``, for rows where the reference is exact or lucky.
+        roundoff: of the lower precision: float32's spacing, or half precision's where that is judged.
+        c: floor of that allowance, in units of ``roundoff * scale``, for rows where the reference is exact or lucky.
         structural_zero: share of its neighbours' scale below which a gradient is zero by structure, and is judged by
             their scale.
     """
@@ -32,6 +33,7 @@ class Budget:
     # error is 1.3 to 4.0 times PyTorch's. The largest error of an array scatters by another factor of about 2, and
     # the next power of two leaves room for other machines. A lost digit is far beyond: half precision is 8000 times.
     k: float = 16.0
+    roundoff: float = EPS32
     # A single float32 operation errs by eps/2 of its result; a row whose reference happens to be exact (a copy, a max,
     # a sum of two numbers) must leave the candidate room for a few roundings.
     c: float = 4.0
@@ -39,13 +41,20 @@ class Budget:
     # beside it in float64. Gradients that merely are small lie many orders above the bar.
     structural_zero: float = 1e-11
 
+    @property
+    def roundoff_name(self) -> str:
+        return "eps32" if self.roundoff == EPS32 else f"eps {self.roundoff:.2g}"
+
     def allowed(self, precision: str, reference_error: float, scale: float) -> float:
         """Largest absolute error that passes, for an oracle of magnitude ``scale``."""
         if precision == "float64":
             return self.float64_bar * scale
-        if precision == "float32":
-            return max(self.k * reference_error, self.c * EPS32 * scale)
-        raise ValueError(f"`precision` must be 'float32' or 'float64'. Received: {precision!r}")
+        if precision in ("float32", "float16"):
+            return max(self.k * reference_error, self.c * self.roundoff * scale)
+        raise ValueError(f"`precision` must be 'float16', 'float32' or 'float64'. Received: {precision!r}")
 
 
 DEFAULT_BUDGET = Budget()
+# Mixed precision: what is stored between operations is rounded to half on both sides, and that rounding, which the
+# order of a float32 sum hardly moves, is the error. The largest one of an array scatters by about 2.
+HALF_BUDGET = Budget(k=4.0, roundoff=float(np.finfo(np.float16).eps))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignment_tests.harness.budget import DEFAULT_BUDGET, EPS32, Budget
+from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +75,7 @@ def compare_arrays(
     """Judge the candidate's array ``actual`` against the reference's ``expected``.
 
     Args:
-        actual: the candidate's array; float32, float64, or an integer or bool array, which must be equal.
+        actual: the candidate's array; float16, float32, float64, or an integer or bool array, which must be equal.
         expected: the reference's array, of the same shape and dtype. Nothing is cast, transposed or broadcast.
         oracle: the reference in float64, needed for float32 arrays; float64 arrays are their own oracle.
         budget: the limits.
@@ -108,10 +108,10 @@ def _structure(actual: Array, expected: Array, oracle: Array | None) -> str | No
         return f"nothing compared: the arrays are empty, shape {actual.shape}"
     if actual.dtype.kind in "biu":
         return None
-    if actual.dtype not in (np.float32, np.float64):
-        return f"dtype {actual.dtype} cannot be judged: float32, float64, integers and bool can"
-    if actual.dtype == np.float32 and oracle is None:
-        return "no oracle: a float32 array is judged against the reference in float64"
+    if actual.dtype not in (np.float16, np.float32, np.float64):
+        return f"dtype {actual.dtype} cannot be judged: float16, float32, float64, integers and bool can"
+    if actual.dtype != np.float64 and oracle is None:
+        return f"no oracle: a {actual.dtype} array is judged against the reference in float64"
     if oracle is not None and oracle.shape != expected.shape:
         return f"shape differs: oracle {oracle.shape}, reference {expected.shape}"
     if oracle is not None and oracle.dtype != np.float64:
@@ -167,7 +167,7 @@ def _compare_values(
     error = _abs_error(actual, oracle, None if whole else finite)
     max_error = float(error.max())
     scale = scales.given if scales.given is not None else _peak(oracle if whole else oracle[finite]) or scales.zero
-    single = precision == "float32"
+    single = precision != "float64"
     reference_error = float(_abs_error(expected, oracle, None if whole else finite).max()) if single else None
     unit = max(reference_error or 0.0, scales.yardstick * scale)
     allowed = budget.allowed(precision, unit, scale)
@@ -216,13 +216,13 @@ def _reason(
 ) -> str:
     if precision == "float64":
         basis = f"{budget.float64_bar:g} of scale {scale:.3g}"
-    elif budget.k * unit >= budget.c * EPS32 * scale:
+    elif budget.k * unit >= budget.c * budget.roundoff * scale:
         whose = (
             "the reference's own error" if unit == reference_error else "the reference's error elsewhere in the phase,"
         )
         basis = f"{budget.k:g} x {whose} {unit:.3g}"
     else:
-        basis = f"{budget.c:g} x eps32 x scale {scale:.3g}"
+        basis = f"{budget.c:g} x {budget.roundoff_name} x scale {scale:.3g}"
     if not failing:
         return f"within {basis}"
     return f"{failing} of {size} elements beyond {allowed:.3g} ({basis}), worst {error:.3g} at {worst}"
@@ -295,8 +295,7 @@ def _max_ulp(actual: Array, expected: Array) -> float:
 
 def _ordered(array: Array) -> Array:
     """Unsigned integers that count the representable numbers in order; both zeros are one number."""
-    single = array.dtype == np.float32
-    bits: Array = np.ascontiguousarray(array).view(np.uint32 if single else np.uint64)
-    half = bits.dtype.type(1 << (31 if single else 63))
+    bits: Array = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    half = bits.dtype.type(1 << (8 * array.dtype.itemsize - 1))
     magnitude = np.bitwise_and(bits, half - bits.dtype.type(1))
     return np.where(np.greater_equal(bits, half), np.subtract(half, magnitude), np.add(half, magnitude))

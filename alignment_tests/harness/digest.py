@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from alignment_tests.harness.compare import Comparison
+from alignment_tests.harness.free_runs import limits
 from alignment_tests.harness.report import Report, Row
 from alignment_tests.harness.step_judge import GRADIENTS, LOSS, PHASES
-from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORSE = 2.0  # an error that grows by more than this factor is drift
@@ -290,15 +290,16 @@ def caveats(report: Report) -> list[str]:
         ),
         "no free-running training: the drift over many steps is not judged": is_training(report) and not report.curves,
     }
-    blind = unjudged_from(report)
-    told = f"the free run proves nothing from step {blind} on: its limit reaches the way that the reference has come"
-    return [text for text, lacking in {**lacks, told: blind is not None}.items() if lacking and compared]
+    for precision in ("float64", "float32"):
+        blind = unjudged_from(report, precision)
+        told = f"the free {precision} run proves nothing from step {blind} on: its limit is all the reference's way"
+        lacks[told] = blind is not None and f"drift, candidate {precision}" in report.curves
+    return [text for text, lacking in lacks.items() if lacking and compared]
 
 
-def unjudged_from(report: Report) -> int | None:
+def unjudged_from(report: Report, precision: str) -> int | None:
     """First step at which the limit of the drift would pass a candidate that never moved; None if there is none."""
-    limits = FREE_RUN_FACTOR * np.maximum.accumulate(np.array(report.curves.get("drift, reference float32", ())))
-    return next((step for step, limit in enumerate(limits) if not limit < 1.0), None)
+    return next((step for step, limit in enumerate(limits(report.curves, precision)) if not limit < 1.0), None)
 
 
 def excuses(report: Report) -> dict[str, list[str]]:

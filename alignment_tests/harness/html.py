@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from alignment_tests.harness import digest
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.digest import Drift
+from alignment_tests.harness.free_runs import FREE_RUN_FACTOR
 from alignment_tests.harness.plots import Plot, all_plots, steps
 from alignment_tests.harness.report import Report, Row
-from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 DEFAULT_LANGUAGE = "en"
 FIELDS = [field.name for field in fields(Comparison)]

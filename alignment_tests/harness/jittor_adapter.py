@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jittor as jt
 import numpy as np
 
-from alignment_tests.harness.adapters import After, Array, Before
+from alignment_tests.harness.adapters import After, Array, Before, Scope
 from alignment_tests.harness.tree import flatten, unflatten
 
 CASTS_TO_FLOAT32 = ("float", "float32", "float_auto")
@@ -29,7 +29,11 @@ class JittorAdapter:
         return isinstance(value, jt.Var)
 
     def to_numpy(self, tensor: Any) -> Array:
-        return tensor.numpy()
+        if not jt.flags.auto_mixed_precision_level:
+            return tensor.numpy()
+        # What is computed now got its dtypes when it was called; kernels that are chosen under AMP would have others.
+        with jt.flag_scope(auto_mixed_precision_level=0):
+            return tensor.numpy()
 
     def from_numpy(self, array: Array) -> Any:
         wide = array.dtype in (np.float64, np.int64)  # jt.array would make them 32 bits wide
@@ -129,12 +133,13 @@ class JittorAdapter:
         return [gradient.numpy() for gradient in jt.grad(_with_one_consumer(total), tensors)]
 
     def vjp(
-        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array], scope: Scope = nullcontext
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         leaves, structure = flatten(arguments, self.is_tensor)
         wanted = {slot: leaf.start_grad() for slot, leaf in leaves.items() if str(leaf.dtype).startswith("float")}
         made = unflatten(structure, leaves.__getitem__)
-        outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
+        with scope():
+            outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
         parameters = {
             f"{path}.{name}" if path else name: var
             for path, owner in self.modules(module)

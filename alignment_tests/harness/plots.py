@@ -23,8 +23,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from alignment_tests.harness.budget import EPS32
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.digest import MEASURES, number, part_of, printable, ratio_of, ratio_rows, relative_error
+from alignment_tests.harness.free_runs import FREE_RUN_FACTOR, limits
 from alignment_tests.harness.report import Detail, Report, Row
-from alignment_tests.harness.training import FREE_RUN_FACTOR
 
 Floats = npt.NDArray[np.float64]
 
@@ -255,6 +255,7 @@ def _count_failing(order: Sequence[Step]) -> int:
 REFERENCE_STYLES: dict[str, dict[str, Any]] = {
     "reference float64": {"color": "#C3C8CF", "linewidth": 6, "solid_capstyle": "round"},
     "reference float32": {"color": "#8A919B", "linewidth": 1.6, "linestyle": (0, (4, 2))},
+    "reference float64 nudged": {"color": "#8A919B", "linewidth": 1.6, "linestyle": (0, (1, 2))},
 }
 CANDIDATE_STYLES: dict[str, dict[str, Any]] = {
     "candidate float64": {"color": GREEN, "linewidth": 1.4, "marker": "^", "markersize": 5},
@@ -291,7 +292,7 @@ def drift_by_step(report: Report) -> Plot | None:
     curves = _curves(report, "drift")
     if not curves:
         return None
-    limit = FREE_RUN_FACTOR * np.maximum.accumulate(curves.get("reference float32", np.array([])))
+    limit = np.array(limits(report.curves, "float32"))
     drawn = {name: _drawable(values) for name, values in curves.items()}
     positive = [values[values > 0] for values in (*drawn.values(), _drawable(limit))]
     floor, top = _limits(*positive) if any(values.size for values in positive) else (1e-17, 1e-15)
@@ -305,7 +306,7 @@ def drift_by_step(report: Report) -> Plot | None:
         if top > 1:
             axes.axhline(1, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), label="1: the whole way")
         _draw_steps(axes, {name: np.maximum(values, floor) for name, values in drawn.items()})
-        beyond = _draw_beyond(axes, curves, limit, floor, top)
+        beyond = _draw_beyond(axes, report, curves, floor, top)
         axes.set(ylabel="distance / way of the reference", yscale="log", ylim=(floor / 2, top))
         axes.yaxis.set_major_formatter(_plain)
         zeros = any((values == 0).any() for values in curves.values())
@@ -343,13 +344,16 @@ def _draw_steps(axes: Any, curves: dict[str, Floats]) -> None:
         )
 
 
-def _draw_beyond(axes: Any, curves: dict[str, Floats], limit: Floats, floor: float, top: float) -> int:
-    """Red crosses on the candidate's drifts beyond the limit, triangles where there is no number; returns how many."""
+def _draw_beyond(axes: Any, report: Report, curves: dict[str, Floats], floor: float, top: float) -> int:
+    """Red crosses on the candidate's drifts beyond their limit, triangles where there is no number; returns how many.
+
+    The limit that is drawn is that of float32; float64 has its own, a multiple of the nudged reference.
+    """
     points = [
         (step, value)
         for name, values in curves.items()
         if name in CANDIDATE_STYLES
-        for step, (value, most) in enumerate(zip(values, limit, strict=False))
+        for step, (value, most) in enumerate(zip(values, limits(report.curves, name.split()[-1]), strict=False))
         if not value <= most
     ]
     seen = [(step, float(np.clip(value, floor, LARGEST))) for step, value in points if math.isfinite(value)]

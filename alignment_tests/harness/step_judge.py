@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from alignment_tests.harness.adapters import Array
-from alignment_tests.harness.budget import EPS32, Budget
+from alignment_tests.harness.budget import Budget
 from alignment_tests.harness.compare import Comparison, compare_arrays
 from alignment_tests.harness.judge import EXCUSED, PRECISIONS
 from alignment_tests.harness.report import Coverage, Divergence, Row
@@ -198,7 +198,7 @@ class StepJudge:
     def kinks_explain(self, phase: str) -> bool:
         """Whether the candidate's float32 gradients are no noisier as a whole than the budget lets them be."""
         own, theirs = (self.noise[side].get(phase, ()) for side in ("candidate", "reference"))
-        floor = self.budget.c * EPS32
+        floor = self.budget.c * self.budget.roundoff
         return bool(own) and all(a <= max(self.budget.k * b, floor) for a, b in zip(own, theirs, strict=True))
 
     def facts(self) -> dict[str, str]:

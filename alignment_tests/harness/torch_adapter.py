@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignment_tests.harness.adapters import After, Array, Before
+from alignment_tests.harness.adapters import After, Array, Before, Scope
 from alignment_tests.harness.tree import flatten, unflatten
 
 
@@ -110,19 +110,20 @@ class TorchAdapter:
         return [_as_array(tensor, next(found) if tensor.requires_grad else None) for tensor in tensors]
 
     def vjp(
-        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array]
+        self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array], scope: Scope = nullcontext
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         restore_ieee_arithmetic()
         leaves, structure = flatten(arguments, self.is_tensor)
         inputs = {slot: leaf.detach().clone() for slot, leaf in leaves.items()}
         wanted = {slot: tensor.requires_grad_() for slot, tensor in inputs.items() if tensor.is_floating_point()}
         made = unflatten(structure, inputs.__getitem__)
-        outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
+        with scope():
+            outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
         parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
         found = torch.autograd.grad(
             [outputs[slot] for slot in upstream],
             [*wanted.values(), *parameters.values()],
-            [self.from_numpy(array) for array in upstream.values()],
+            [self.from_numpy(array).to(outputs[slot].dtype) for slot, array in upstream.items()],
             allow_unused=True,
         )
         arrays = [_as_array(of, grad) for of, grad in zip([*wanted.values(), *parameters.values()], found, strict=True)]

@@ -1,0 +1,1 @@
+"""Two frameworks' runs side by side: records read, evidence measured, a verdict, plots and one page."""

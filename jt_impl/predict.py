@@ -1,0 +1,24 @@
+"""``python -m jt_impl.predict``: draw what trained weights find in images, in Jittor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fixtures.evaluation_options import parse_predict
+from fixtures.prediction_run import predict
+from fixtures.run_command import guarded
+from fixtures.run_record import command_line
+from jt_impl.detector import JittorDetector
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_predict("python -m jt_impl.predict", "Jittor", arguments)
+        return predict(options, JittorDetector, command_line(arguments, "jt_impl.predict"))
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""``python -m jt_impl.test``: accuracy, speed, memory and structure of trained weights in Jittor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fixtures.evaluation_options import parse_test
+from fixtures.evaluation_run import test
+from fixtures.run_command import guarded
+from fixtures.run_record import command_line
+from jt_impl.detector import JittorDetector
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_test("python -m jt_impl.test", "Jittor", arguments)
+        return test(options, JittorDetector, "jt_impl.test", command_line(arguments, "jt_impl.test"))
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

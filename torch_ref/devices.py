@@ -1,0 +1,41 @@
+"""Where PyTorch computes, and what a record says about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: "cuda" is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`--device cuda` needs a GPU that this PyTorch can use. Received: none; choose --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """For the record of a run."""
+    found: dict[str, Any] = {
+        "framework": "pytorch",
+        "version": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
+        }
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed for lack of memory; on the CPU PyTorch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,24 @@
+"""``python -m torch_ref.predict``: draw what trained weights find in images, in PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fixtures.evaluation_options import parse_predict
+from fixtures.prediction_run import predict
+from fixtures.run_command import guarded
+from fixtures.run_record import command_line
+from torch_ref.detector import TorchDetector
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def run() -> int:
+        options = parse_predict("python -m torch_ref.predict", "PyTorch", arguments)
+        return predict(options, TorchDetector, command_line(arguments, "torch_ref.predict"))
+
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,13 +6,14 @@ CONFIG ?= gold_yolo_s
 SIZE ?= 640
 IMAGES ?=
 PYTEST_ARGS ?=
+LANGUAGE ?= en
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test bench doctor clean
+.PHONY: help setup align test demo bench doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -30,6 +31,9 @@ test: setup ## Run ruff, mypy and pytest
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (minutes)
+	$(RUN) -m alignment_tests.demo --output-dir experiments/demo --lang $(LANGUAGE)
 
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench

@@ -6,7 +6,7 @@ Two correct sides must align in both precisions; each fault must be found and na
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,6 @@ class ToyTrainee:
     """SGD with momentum and an average of the weights; each class's best positions are its decisions."""
 
     momentum, rate, decay, averaging = 0.9, 0.05, 0.01, 0.8
-    scope = staticmethod(nullcontext)
 
     def __init__(self, precision: str) -> None:
         torch.manual_seed(0)
@@ -62,6 +61,9 @@ class ToyTrainee:
         self.gradients: dict[str, Tensor] = {}
         self.dampening, self.decays_biases, self.late_rate, self.late_average = 0.0, False, False, False
         self.loss_factor, self.attached, self.step = 1.0, False, 0
+
+    def scope(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def forward(self, batch: Array) -> Tensor:
         return self.model(torch.from_numpy(batch).to(self.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -98,9 +99,13 @@ class GoldYoloTrainee:
 
     def __init__(self, trainer: Any, precision: str) -> None:
         self.trainer, self.model, self.precision = trainer, trainer.model, precision
-        self.adapter, self.scope = adapter_for(trainer.model), trainer.scope
+        self.adapter = adapter_for(trainer.model)
         self.partial: dict[str, Any] = {}  # sum of the gradients before this step
         self.make_assignment = importlib.import_module(f"{package_of(trainer)}.assigners").Assignment
+
+    def scope(self) -> AbstractContextManager[None]:
+        scope: AbstractContextManager[None] = self.trainer.scope()
+        return scope
 
     def forward(self, batch: Batch) -> Any:
         return self.trainer.forward(batch.images)

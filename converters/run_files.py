@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import converters
-from converters.checkpoint import Checkpoint, write_checkpoint
+from converters.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from converters.errors import CheckpointError
 from converters.optimizer_state import read_training_state, write_training_state
 from converters.state import State, is_counter, to_single
@@ -52,6 +54,27 @@ def fine_tune(first: State, checkpoint: Checkpoint, path: Path) -> Start:
     state = {name: given[name].astype(array.dtype) if name in taken else array for name, array in first.items()}
     kept = tuple(name for name in wanted if name not in taken)
     return Start(state, kept, tuple(sorted(set(given) - set(first))))
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Weights in float32, and what is known of them.
+
+    ``.pt`` and ``.pkl`` hold nothing but weights. A run writes a ``.safetensors`` file beside them; where it holds the
+    same weights, what it says of image size, class names and epoch is taken.
+
+    Raises:
+        CheckpointError, FileNotFoundError: see ``converters.read_checkpoint``.
+    """
+    checkpoint, beside = read_checkpoint(path), path.with_suffix(".safetensors")
+    meta = dict(checkpoint.meta)
+    if beside != path and beside.is_file():
+        other = read_checkpoint(beside)
+        same = list(other.state) == list(checkpoint.state) and all(
+            np.array_equal(array, checkpoint.state[name]) for name, array in other.state.items()
+        )
+        meta |= other.meta if same else {}
+    state, _ = to_single(checkpoint.state)
+    return replace(checkpoint, state=state, meta=meta)
 
 
 class TrainerFiles:

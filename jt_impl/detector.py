@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 import converters
-from converters.run_files import detector_facts
+from converters.run_files import detector_facts, read_weights
 from fixtures.detections import per_image
 from jt_impl.devices import choose_device, describe, is_out_of_memory
 from jt_impl.model import build_model, fuse
@@ -25,12 +25,11 @@ class JittorDetector:
     framework = "jittor"
 
     def __init__(self, weights: Path, fused: bool, device: str) -> None:
-        checkpoint = converters.read_checkpoint(weights)
+        checkpoint = read_weights(weights)
         self.config, self.meta = checkpoint.model_config(), dict(checkpoint.meta)
         choose_device(device)
         model = build_model(self.config)
-        state, _ = converters.to_single(checkpoint.state)
-        converters.load_into(model, state)
+        converters.load_into(model, checkpoint.state)
         named = named_vars(model)
         shapes = {name: tuple(value.shape) for name, value in named.items() if not is_buffer(name)}
         trainable = [name for name, value in named.items() if not value.is_stop_grad()]

@@ -10,6 +10,7 @@ from fixtures.evaluation_run import test
 from fixtures.run_command import guarded
 from fixtures.run_record import command_line
 from jt_impl.detector import JittorDetector
+from jt_impl.runtime import progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse_test("python -m jt_impl.test", "Jittor", arguments)
         return test(options, JittorDetector, "jt_impl.test", command_line(arguments, "jt_impl.test"))
 
-    return guarded(run)
+    with progress():
+        return guarded(run)
 
 
 if __name__ == "__main__":

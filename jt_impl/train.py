@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import converters
-from converters.run_files import TrainerFiles, fine_tune, parameters_by_part
+from converters.run_files import TrainerFiles, fine_tune, parameters_by_part, read_weights
 from fixtures.config import GoldYoloConfig
 from fixtures.detections import per_image
 from fixtures.run_command import guarded
@@ -26,6 +26,7 @@ from jt_impl.model import GoldYolo, build_model
 from jt_impl.optim import is_buffer, named_vars
 from jt_impl.postprocess import non_max_suppression
 from jt_impl.runtime import jittor as jt
+from jt_impl.runtime import progress
 from jt_impl.trainer import Trainer
 
 Array = npt.NDArray[Any]
@@ -39,24 +40,7 @@ class JittorBackend(TrainerFiles):
     def __init__(self, options: TrainOptions, config: GoldYoloConfig, steps_per_epoch: int) -> None:
         self.options = options
         choose_device(options.device)
-        model = build_model(config)
-        first = initial_state(converters.read_state(model), options.seed)
-        if options.weights and not options.resume:
-            first = fine_tune(first, converters.read_checkpoint(options.weights), options.weights).state
-        converters.load_into(model, first)
-        trainer = Trainer(
-            model,
-            config,
-            options.image_size,
-            options.batch_size,
-            options.schedule(config, steps_per_epoch),
-            ema=options.ema,
-            clip_norm=options.clip_norm,
-            accumulate=options.grad_accum,
-            seed=options.seed,
-            amp=options.amp,
-            teacher=None if options.distill is None else load_teacher(options.distill),
-        )
+        trainer = make_trainer(options, config, steps_per_epoch)
         super().__init__(trainer, config)
         self.tested: GoldYolo | None = None
 
@@ -110,16 +94,43 @@ class JittorBackend(TrainerFiles):
         return True
 
 
+def make_trainer(
+    options: TrainOptions, config: GoldYoloConfig, steps_per_epoch: int, dtype: str = "float32"
+) -> Trainer:
+    """What the options ask for, before its first step; in both frameworks from the same weights.
+
+    Raises:
+        CheckpointError, FileNotFoundError: of weights or teacher.
+    """
+    model = build_model(config, dtype)
+    first = initial_state(converters.read_state(model), options.seed)
+    if options.weights and not options.resume:
+        first = fine_tune(first, converters.read_checkpoint(options.weights), options.weights).state
+    converters.load_into(model, first)
+    return Trainer(
+        model,
+        config,
+        options.image_size,
+        options.batch_size,
+        options.schedule(config, steps_per_epoch),
+        ema=options.ema,
+        clip_norm=options.clip_norm,
+        accumulate=options.grad_accum,
+        seed=options.seed,
+        amp=options.amp,
+        teacher=None if options.distill is None else load_teacher(options.distill),
+    )
+
+
 def load_teacher(path: Path) -> GoldYolo:
     """An anchor-aided model, or a plain one with distributions, from its weights.
 
     Raises:
         CheckpointError: the weights are not of a known model.
     """
-    checkpoint = converters.read_checkpoint(path)
+    checkpoint = read_weights(path)
     teacher = build_model(checkpoint.model_config())
-    state, _ = converters.to_single(checkpoint.state)
-    converters.load_into(teacher, state)
+    converters.load_into(teacher, checkpoint.state)
     return teacher
 
 
@@ -128,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse("python -m jt_impl.train", "Jittor", arguments)
         return train(options, JittorBackend, command_line(arguments, "jt_impl.train"))
 
-    return guarded(run)
+    with progress():
+        return guarded(run)
 
 
 if __name__ == "__main__":

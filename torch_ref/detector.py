@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 import converters
-from converters.run_files import detector_facts
+from converters.run_files import detector_facts, read_weights
 from fixtures.detections import per_image
 from torch_ref.devices import choose_device, describe, is_out_of_memory
 from torch_ref.model import build_model, fuse
@@ -23,12 +23,11 @@ class TorchDetector:
     framework = "pytorch"
 
     def __init__(self, weights: Path, fused: bool, device: str) -> None:
-        checkpoint = converters.read_checkpoint(weights)
+        checkpoint = read_weights(weights)
         self.config, self.meta = checkpoint.model_config(), dict(checkpoint.meta)
         self.device = choose_device(device)
         model = build_model(self.config)
-        state, _ = converters.to_single(checkpoint.state)
-        converters.load_into(model, state)
+        converters.load_into(model, checkpoint.state)
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
         trainable = [name for name, value in model.named_parameters() if value.requires_grad]
         self.model_facts = detector_facts(self.config, shapes, trainable, "deploy" if fused else "train")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 import converters
-from converters.run_files import TrainerFiles, fine_tune, parameters_by_part
+from converters.run_files import TrainerFiles, fine_tune, parameters_by_part, read_weights
 from fixtures.config import GoldYoloConfig
 from fixtures.detections import per_image
 from fixtures.run_command import guarded
@@ -28,6 +28,7 @@ from torch_ref.postprocess import non_max_suppression
 from torch_ref.trainer import Trainer
 
 Array = npt.NDArray[Any]
+CPU = torch.device("cpu")
 
 
 class TorchBackend(TrainerFiles):
@@ -38,24 +39,7 @@ class TorchBackend(TrainerFiles):
     def __init__(self, options: TrainOptions, config: GoldYoloConfig, steps_per_epoch: int) -> None:
         self.options = options
         self.device = choose_device(options.device)
-        model = build_model(config)
-        first = initial_state(converters.read_state(model), options.seed)
-        if options.weights and not options.resume:
-            first = fine_tune(first, converters.read_checkpoint(options.weights), options.weights).state
-        converters.load_into(model, first)
-        trainer = Trainer(
-            model.to(self.device),
-            config,
-            options.image_size,
-            options.batch_size,
-            options.schedule(config, steps_per_epoch),
-            ema=options.ema,
-            clip_norm=options.clip_norm,
-            accumulate=options.grad_accum,
-            seed=options.seed,
-            amp=options.amp,
-            teacher=None if options.distill is None else load_teacher(options.distill, self.device),
-        )
+        trainer = make_trainer(options, config, steps_per_epoch, self.device)
         super().__init__(trainer, config)
         self.tested: GoldYolo | None = None
 
@@ -111,16 +95,47 @@ class TorchBackend(TrainerFiles):
         return True
 
 
+def make_trainer(
+    options: TrainOptions,
+    config: GoldYoloConfig,
+    steps_per_epoch: int,
+    device: torch.device = CPU,
+    dtype: str = "float32",
+) -> Trainer:
+    """What the options ask for, before its first step; in both frameworks from the same weights.
+
+    Raises:
+        CheckpointError, FileNotFoundError: of weights or teacher.
+    """
+    model = build_model(config, dtype)
+    first = initial_state(converters.read_state(model), options.seed)
+    if options.weights and not options.resume:
+        first = fine_tune(first, converters.read_checkpoint(options.weights), options.weights).state
+    converters.load_into(model, first)
+    return Trainer(
+        model.to(device),
+        config,
+        options.image_size,
+        options.batch_size,
+        options.schedule(config, steps_per_epoch),
+        ema=options.ema,
+        clip_norm=options.clip_norm,
+        accumulate=options.grad_accum,
+        seed=options.seed,
+        amp=options.amp,
+        teacher=None if options.distill is None else load_teacher(options.distill, device),
+    )
+
+
 def load_teacher(path: Path, device: torch.device) -> GoldYolo:
     """An anchor-aided model, or a plain one with distributions, from its weights.
 
     Raises:
         CheckpointError: the weights are not of a known model.
     """
-    checkpoint = converters.read_checkpoint(path)
+    checkpoint = read_weights(path)
     teacher = build_model(checkpoint.model_config())
-    state, _ = converters.to_single(checkpoint.state)
-    converters.load_into(teacher, state)
+    converters.load_into(teacher, checkpoint.state)
     return teacher.to(device)
 
 

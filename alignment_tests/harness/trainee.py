@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
-from alignment_tests.harness.adapters import Array, Scope, adapter_for
+from alignment_tests.harness.adapters import Array, adapter_for
 
 
 class Trainee(Protocol):
     """One side of a training comparison, in one precision. Tensors and outputs are the framework's own."""
 
     model: Any
-    scope: Scope  # makes the context that the model's modules run in: ``nullcontext``, or one of mixed precision
+
+    def scope(self) -> AbstractContextManager[None]:
+        """What the model's modules run in: ``nullcontext()``, or mixed precision."""
 
     def forward(self, batch: Any) -> Any:
         """Outputs of the model in train mode."""

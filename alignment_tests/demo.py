@@ -1,0 +1,78 @@
+"""The whole reproduction on drawn shapes, in minutes: data, training and testing in both frameworks, comparison.
+
+python -m alignment_tests.demo --output-dir experiments/demo
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fixtures.cli import Parser, fail, positive
+
+CONFIG, CLASSES, SIDE = "gold_yolo_n", 3, 128
+SIDES = {"torch": "torch_ref", "jittor": "jt_impl"}
+
+
+def commands(folder: Path, images: int, epochs: int | None, language: str) -> list[list[str]]:
+    """Every command of the demo, as a user would type it."""
+    data, yaml = folder / "data", folder / "data" / "dataset.yaml"
+    made = [
+        [
+            "fixtures.prepare_data",
+            "--demo",
+            "--target",
+            str(data),
+            "--num-images",
+            str(images),
+            "--seed",
+            "1",
+            "--split",
+        ]
+    ]
+    length = ["--epochs", str(epochs)] if epochs else []
+    for name, package in SIDES.items():
+        options = ["--data", str(yaml), "--config", CONFIG, "--recipe", "demo", *length]
+        made.append([f"{package}.train", *options, "--output-dir", str(folder / f"{name}_train")])
+    for name, package in SIDES.items():
+        weights = folder / f"{name}_train" / "best.safetensors"
+        options = ["--weights", str(weights), "--data", str(yaml), "--memory-batches", "1,2,4"]
+        made.append([f"{package}.test", *options, "--output-dir", str(folder / f"{name}_test")])
+    layers, weights = folder / "layers", folder / "torch_train" / "best.safetensors"
+    what = ["--config", CONFIG, "--num-classes", str(CLASSES), "--image-size", str(SIDE), "--weights", str(weights)]
+    photos = ["--images", str(data / "images" / "val"), "--output-dir", str(layers)]
+    made.append(["alignment_tests", *what, *photos])
+    runs = [text for n in SIDES for text in (f"--{n}", str(folder / f"{n}_train"), str(folder / f"{n}_test"))]
+    proof = ["--layers", str(layers / "report.json"), "--lang", language]
+    made.append(["alignment_tests.compare", *runs, *proof, "--output-dir", str(folder / "comparison")])
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m alignment_tests.demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output-dir", type=Path, default=Path("experiments/demo"), help="(default: %(default)s)")
+    parser.add_argument("--num-images", type=positive, default=128, help="images to draw (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive, help="default: those of the recipe `demo`")
+    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of the comparison")
+    options = parser.parse_args(arguments)
+    folder = options.output_dir
+    if (folder / "comparison").exists() or (folder / "torch_train").exists():
+        return fail(f"`--output-dir` holds a demo already: {folder}. Remove it, or name another folder")
+    code = 0
+    for words in commands(folder, options.num_images, options.epochs, options.lang):
+        start = time.perf_counter()
+        print(f"\n$ python -m {' '.join(words)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        print(f"({time.perf_counter() - start:.0f} s)", flush=True)
+        # Only the comparison may say "not proven": its page is what the demo is for.
+        if code and words[0] != "alignment_tests.compare":
+            return code
+    print(f"\nOpen {folder / 'comparison' / 'alignment_summary.html'}")
+    return 0 if code in (0, 1) else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -32,6 +32,9 @@ def run(arguments: Sequence[str] | None) -> int:
     own.add_argument("--steps", type=positive, default=10, help="how many (default: %(default)s)")
     own.add_argument("--free-running", action="store_true", help="also let both sides train on their own")
     options, known = options_from(own, arguments)
+    for name in ("amp", "distill", "resume"):
+        if getattr(options, name):
+            raise RunError(f"`--{name}` is not for this command: it compares plain float64 and float32 steps")
     data = open_data(options)
     config = options.model_config(data.config.num_classes)
     drawn = chain.from_iterable(data.batches.epoch(epoch) for epoch in range(options.epochs))

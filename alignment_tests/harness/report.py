@@ -99,7 +99,8 @@ class Report:
             found.append("nothing was compared")
         if self.first_divergence is not None:
             where = self.first_divergence
-            found.append(f"first divergence at {where.name} ({where.kind}, {where.precision}): {where.reason}")
+            known = ", ".join(word for word in (where.kind, where.precision) if word)  # a loss has no class
+            found.append(f"first divergence at {where.name}{f' ({known})' if known else ''}: {where.reason}")
         if self.failures:
             found.append(f"{len(self.failures)} of {len(self.rows)} rows fail")
         found += [f"missing in the candidate: {name}" for name in self.coverage.missing]

@@ -214,3 +214,23 @@ def test_train_cli_help_has_both_spellings(package: str, capsys: pytest.CaptureF
     assert "--batch-size" in capsys.readouterr().out
     assert run(package, "train", ["--batch_size", "0", "--data", "x", "--output_dir", "y"]) == 2
     assert "--batch-size" in capsys.readouterr().err
+
+
+def test_steps_cli_compares_what_the_commands_would_train(data: Path, tmp_path: Path) -> None:
+    """In float64 and float32, from the first weights of a run, on its batches."""
+    from alignment_tests.steps import main
+
+    assert main(training(data, tmp_path, "--steps", "2")) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["settings"]["steps"] == 2
+    assert {row["verdict"] for row in report["rows"]} <= {"pass", "excused"}
+
+
+@pytest.mark.parametrize("option", ["--amp", "--resume"])
+def test_steps_cli_refuses_what_it_cannot_compare(
+    data: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignment_tests.steps import main
+
+    assert main(training(data, tmp_path, option)) == 2
+    assert f"`{option}` is not for this command" in capsys.readouterr().err

@@ -75,7 +75,8 @@ def compare_arrays(
     """Judge the candidate's array ``actual`` against the reference's ``expected``.
 
     Args:
-        actual: the candidate's array; float16, float32, float64, or an integer or bool array, which must be equal.
+        actual: the candidate's array; float32, float64, float16 (by a budget of half precision only), or an integer
+            or bool array, which must be equal.
         expected: the reference's array, of the same shape and dtype. Nothing is cast, transposed or broadcast.
         oracle: the reference in float64, needed for float32 arrays; float64 arrays are their own oracle.
         budget: the limits.
@@ -88,7 +89,7 @@ def compare_arrays(
     Returns:
         A comparison whose ``passed`` and ``reason`` hold the verdict. It never raises for what the arrays hold.
     """
-    problem = _structure(actual, expected, oracle)
+    problem = _structure(actual, expected, oracle, budget)
     if problem is None and actual.dtype.kind in "biu":
         return _compare_exact(actual, expected)
     if problem is None:
@@ -99,7 +100,7 @@ def compare_arrays(
     return _compare_values(actual, expected, expected if oracle is None else oracle, budget, scales, brief)
 
 
-def _structure(actual: Array, expected: Array, oracle: Array | None) -> str | None:
+def _structure(actual: Array, expected: Array, oracle: Array | None, budget: Budget) -> str | None:
     if actual.shape != expected.shape:
         return f"shape differs: candidate {actual.shape}, reference {expected.shape}"
     if actual.dtype != expected.dtype:
@@ -110,6 +111,8 @@ def _structure(actual: Array, expected: Array, oracle: Array | None) -> str | No
         return None
     if actual.dtype not in (np.float16, np.float32, np.float64):
         return f"dtype {actual.dtype} cannot be judged: float16, float32, float64, integers and bool can"
+    if actual.dtype == np.float16 and budget.roundoff < np.finfo(np.float16).eps:
+        return "dtype float16 cannot be judged by a budget of float32: HALF_BUDGET is the one for half precision"
     if actual.dtype != np.float64 and oracle is None:
         return f"no oracle: a {actual.dtype} array is judged against the reference in float64"
     if oracle is not None and oracle.shape != expected.shape:

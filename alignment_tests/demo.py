@@ -15,6 +15,8 @@ from fixtures.cli import Parser, fail, positive
 
 CONFIG, CLASSES, SIDE = "gold_yolo_n", 3, 128
 SIDES = {"torch": "torch_ref", "jittor": "jt_impl"}
+# Three seeds of the reference: how far its own curves lie apart is what the candidate's are measured by.
+RUNS = (("torch", 0), ("torch", 1), ("torch", 2), ("jittor", 0))
 
 
 def commands(folder: Path, images: int, epochs: int | None, language: str) -> list[list[str]]:
@@ -34,18 +36,20 @@ def commands(folder: Path, images: int, epochs: int | None, language: str) -> li
         ]
     ]
     length = ["--epochs", str(epochs)] if epochs else []
+    trained: dict[str, list[Path]] = {name: [] for name in SIDES}
+    for name, seed in RUNS:
+        trained[name].append(folder / f"{name}_train_{seed}")
+        options = ["--data", str(yaml), "--config", CONFIG, "--recipe", "demo", *length, "--seed", str(seed)]
+        made.append([f"{SIDES[name]}.train", *options, "--output-dir", str(trained[name][-1])])
     for name, package in SIDES.items():
-        options = ["--data", str(yaml), "--config", CONFIG, "--recipe", "demo", *length]
-        made.append([f"{package}.train", *options, "--output-dir", str(folder / f"{name}_train")])
-    for name, package in SIDES.items():
-        weights = folder / f"{name}_train" / "best.safetensors"
+        weights = trained[name][0] / "best.safetensors"
         options = ["--weights", str(weights), "--data", str(yaml), "--memory-batches", "1,2,4"]
         made.append([f"{package}.test", *options, "--output-dir", str(folder / f"{name}_test")])
-    layers, weights = folder / "layers", folder / "torch_train" / "best.safetensors"
+    layers, weights = folder / "layers", trained["torch"][0] / "best.safetensors"
     what = ["--config", CONFIG, "--num-classes", str(CLASSES), "--image-size", str(SIDE), "--weights", str(weights)]
     photos = ["--images", str(data / "images" / "val"), "--output-dir", str(layers)]
     made.append(["alignment_tests", *what, *photos])
-    runs = [text for n in SIDES for text in (f"--{n}", str(folder / f"{n}_train"), str(folder / f"{n}_test"))]
+    runs = [text for n in SIDES for text in (f"--{n}", *map(str, trained[n]), str(folder / f"{n}_test"))]
     proof = ["--layers", str(layers / "report.json"), "--lang", language]
     made.append(["alignment_tests.compare", *runs, *proof, "--output-dir", str(folder / "comparison")])
     return made
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of the comparison")
     options = parser.parse_args(arguments)
     folder = options.output_dir
-    if (folder / "comparison").exists() or (folder / "torch_train").exists():
+    if (folder / "comparison").exists() or (folder / "torch_train_0").exists():
         return fail(f"`--output-dir` holds a demo already: {folder}. Remove it, or name another folder")
     code = 0
     for words in commands(folder, options.num_images, options.epochs, options.lang):

@@ -39,7 +39,8 @@ PHASES = (
 # Single numbers, or values behind decisions: the reference's own error in one of them is luck, so the unit is at least
 # the largest relative error that it showed in the phase so far.
 NOISY = ("loss", "assignment")
-STRUCTURAL = ("grad_activation", "grad_parameter", "momentum")  # phases with entries that are zero by structure
+# Phases with entries that are zero by structure; weights too: a bias that begins at zero then holds rounding alone.
+STRUCTURAL = ("grad_activation", "grad_parameter", "momentum", "parameter", "ema")
 GRADIENTS = ("grad_activation", "grad_parameter")  # in float32 they pass kinks
 QUANTILES = (0.5, 0.9)
 LOSS = "loss#0"  # the loss as a module call: isolated, it is fed with the model's recorded outputs

@@ -57,6 +57,15 @@ def test_data_beyond_the_saved_step_are_dropped_on_resume(step: int, epochs: int
     assert resumed.head["resumed"] == [step]
 
 
+def test_data_of_an_overflowed_step_are_gone_on_with() -> None:
+    """Mixed precision logs a NaN, which JSON holds as null."""
+    older = finite({**filled(2, 2).as_json(), "steps": {**filled(2, 2).steps, "total": [math.nan, 1.0]}})
+    resumed = RunRecord({"framework": "pytorch"})
+    resumed.take_over(older, 2)
+    assert math.isnan(resumed.losses_of(0)["total"])
+    assert resumed.losses_of(0)["iou"] == 0.5
+
+
 def test_data_that_are_not_finite_are_null() -> None:
     value = {"a": [1.0, math.nan], "b": {"c": math.inf}, "d": (2, "x", None)}
     assert finite(value) == {"a": [1.0, None], "b": {"c": None}, "d": [2, "x", None]}

@@ -110,6 +110,21 @@ def test_train_cli_goes_on_as_if_never_stopped(
         assert resumed["steps"][column] == whole["steps"][column], column
 
 
+@pytest.mark.parametrize("steps", [STEPS, 2 * STEPS])
+def test_train_cli_stopped_at_the_end_of_an_epoch_still_ends_it(
+    runs: dict[str, Path], data: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record, its validation and its weights come with the resumed run, after the very last step too."""
+    stop_after("torch_ref", steps, monkeypatch)
+    assert run("torch_ref", "train", training(data, tmp_path / "run")) == 130
+    monkeypatch.undo()
+    assert run("torch_ref", "train", training(data, tmp_path / "run", "--resume")) == 0
+    assert_same_weights(weights(tmp_path / "run"), weights(runs["torch_ref"]))
+    resumed, whole = record(tmp_path / "run")["epochs"], record(runs["torch_ref"])["epochs"]
+    for key in ("epoch", "losses", "ap"):
+        assert [entry[key] for entry in resumed] == [entry[key] for entry in whole], key
+
+
 def test_train_cli_goes_on_in_the_other_framework(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from converters.optimizer_state import read_training_state, write_training_state
 from converters.state import State, is_counter, to_single
 from fixtures.config import GoldYoloConfig
 
+LOG = logging.getLogger("gold_yolo.train")  # that of the training commands
 LEAST_SHARE = 0.5  # of the model's keys that a checkpoint must hold to be taken for one of this model
 
 
@@ -53,7 +57,9 @@ def fine_tune(first: State, checkpoint: Checkpoint, path: Path) -> Start:
         )
     state = {name: given[name].astype(array.dtype) if name in taken else array for name, array in first.items()}
     kept = tuple(name for name in wanted if name not in taken)
-    return Start(state, kept, tuple(sorted(set(given) - set(first))))
+    unused = tuple(sorted(set(given) - set(first)))
+    LOG.info("%s: %d arrays taken, %d keep first values, %d unused", path, len(found), len(kept), len(unused))
+    return Start(state, kept, unused)
 
 
 def read_weights(path: Path) -> Checkpoint:
@@ -77,7 +83,7 @@ def read_weights(path: Path) -> Checkpoint:
     return replace(checkpoint, state=state, meta=meta)
 
 
-class TrainerFiles:
+class TrainerFiles(ABC):
     """The part of ``fixtures.training_run.Backend`` that is the same for both frameworks.
 
     Attributes:
@@ -118,20 +124,17 @@ class TrainerFiles:
             low, high = (middle, high) if self.fits(middle) else (low, middle)
         return low
 
+    @abstractmethod
     def fits(self, images: int) -> bool:
         """Whether a step of so many images fits; nothing of it is kept."""
-        raise NotImplementedError
 
 
 def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Numbers of parameters below each first name of the keys: backbone, neck, detect."""
     found: dict[str, int] = {}
     for name, shape in shapes.items():
-        count = 1
-        for side in shape:
-            count *= side
         part = name.partition(".")[0]
-        found[part] = found.get(part, 0) + count
+        found[part] = found.get(part, 0) + math.prod(shape)
     return found
 
 

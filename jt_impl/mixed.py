@@ -1,9 +1,9 @@
 """Mixed precision by Jittor's AMP level, with the guards that it lacks.
 
 Inside ``autocast`` every float operation gives half precision, as inside ``torch.autocast`` every module of this
-network does. What needs float32 inside is computed there: products and sums of convolutions and matrix products,
-exponentials, the statistics of batch norms (Jittor's own would square in half precision and keep half-precision running
-statistics).
+network does. What needs float32 inside is computed there: on a CPU convolutions and matrix products, everywhere
+exponentials and the statistics of batch norms (Jittor's own would square in half precision and keep half-precision
+running statistics).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def in_single(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def product(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of factors that are rounded to half, with sums in float32: on a GPU its half-precision units, on a CPU (where
-    Jittor has naive loops for half precision) float32 arithmetic on the rounded factors."""
+    """Of factors that are rounded to half: on a GPU by Jittor's half-precision kernels, on a CPU (where it has naive
+    loops for half precision) in float32 on the rounded factors. How a GPU sums was not tried."""
 
     @wraps(function)
     def guarded(*arguments: Any) -> Any:

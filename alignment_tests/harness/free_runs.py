@@ -17,7 +17,7 @@ from alignment_tests.harness.trainee import Make, Trainee, train_step
 
 FREE_RUN_FACTOR = 16.0  # as k of the budget, for the same reason: the candidate sums in another order
 NUDGED = "reference float64 nudged"
-NUDGE = 16.0  # roundings: a module's output holds those of all its sums, and float64 rows of one step differ by as much
+NUDGE = 16.0  # roundings: float64 activations of the two frameworks differ by up to 33 of them (7e-15 of scale)
 
 
 class FreeRuns:

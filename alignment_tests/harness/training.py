@@ -144,7 +144,6 @@ class Experiment:
         isolated: bool,
         fused_rounding: bool,
     ) -> None:
-        self.make_reference, self.make_candidate = reference, candidate
         self.precisions, self.judge = precisions, judge
         self.isolated, self.fused_rounding = isolated, fused_rounding
         self.references = {precision: reference(precision) for precision in PRECISIONS}

@@ -166,6 +166,38 @@ def test_gradients_that_are_zero_by_structure_are_judged_by_their_neighbours() -
     assert row.accumulated.scale == weight.accumulated.scale
 
 
+class FromZero(ToyTrainee):
+    """A bias without a true gradient, which begins at zero: its weights are nothing but rounding."""
+
+    shift = 0.0
+
+    def __init__(self, precision: str) -> None:
+        super().__init__(precision)
+        with torch.no_grad():
+            for values in (self.model.second.conv.bias, self.ema["second.conv.bias"]):
+                values.zero_()
+
+    def update(self, gradients: Any) -> None:
+        super().update(gradients)
+        with torch.no_grad():
+            self.model.second.conv.bias += self.shift
+
+
+class Shifted(FromZero):
+    shift = 1e-6
+
+
+@pytest.mark.parametrize(("candidate", "verdict"), [(FromZero, "pass"), (Shifted, "fail")])
+def test_weights_that_are_zero_by_structure_are_judged_by_their_neighbours(
+    candidate: type[ToyTrainee], verdict: str
+) -> None:
+    """So rounding passes; a millionth does not."""
+    report = align_training(FromZero, candidate, BATCHES, precisions=("float64",), free_running=False)
+    row = next(r for r in report.rows if r.name == "parameter/second.conv.bias")
+    assert row.verdict == verdict
+    assert "zero by structure" in row.reason
+
+
 def wrong_eps(trainee: ToyTrainee) -> None:
     trainee.model.second.bn.eps = 2e-5
 

@@ -21,13 +21,14 @@ PARTED = 0.01  # relative difference of the total loss at which two runs are sai
 
 @dataclass(frozen=True)
 class Distance:
-    """One loss. ``distance`` is the largest of all pairs, ``seed`` that pair's; ``spread`` is the largest between seeds
-    of the reference alone, None where it has one seed."""
+    """One loss. ``distance`` is the largest of all pairs, ``seed`` that pair's; ``spread`` is the largest between the
+    ``seeds`` of the reference whose curves are finite, None where there are fewer than two."""
 
     loss: str
     distance: float
     seed: int
     spread: float | None
+    seeds: int
 
 
 def by_epoch(training: Training, loss: str) -> Floats:
@@ -66,15 +67,14 @@ def distances(pairs: Sequence[Pair[Training]], references: Sequence[Training]) -
             continue  # a configuration without this loss
         apart = [distance(*both) for both in sides]
         worst = int(np.argmax([math.inf if math.isnan(one) else one for one in apart]))
-        spread = spread_of([by_epoch(training, loss) for training in references])
-        found.append(Distance(loss, apart[worst], pairs[worst].seed or 0, spread))
+        known = [curve for training in references if np.isfinite(curve := by_epoch(training, loss)).all()]
+        found.append(Distance(loss, apart[worst], pairs[worst].seed or 0, spread_of(known), len(known)))
     return tuple(found)
 
 
 def spread_of(curves: Sequence[Floats]) -> float | None:
-    """Largest distance between any two that are finite; None for fewer than two."""
-    apart = [one for a, b in combinations(curves, 2) if math.isfinite(one := distance(a, b))]
-    return max(apart, default=None)
+    """Largest distance between any two; None for fewer than two."""
+    return max((distance(a, b) for a, b in combinations(curves, 2)), default=None)
 
 
 def step_differences(pair: Pair[Training]) -> Floats:

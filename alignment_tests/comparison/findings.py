@@ -12,9 +12,10 @@ OPEN = "open"  # not judged, since what it needs is missing; another finding say
 
 NEAR_ZERO = 0.01  # AP50
 MARGIN = 0.01  # AP by which an interval may lie beside zero, where no seeds measure it
-WIDEST = 0.1  # AP, half of an interval
+WIDEST = 0.1  # AP, half of an interval; further beside zero is evidence even where no seeds measure it
 CURVES = 0.1  # distance of two loss curves, where no seeds measure it
-LOOSEST = 0.3  # distance of two seeds of the reference, beyond which their spread measures nothing
+LOOSEST = 0.3  # distance of two seeds of the reference, beyond which their spread measures nothing; evidence without
+UNLIKELY = 0.05  # chance of a further seed of the reference to be beyond what counts as evidence
 START, START_AMP = 1e-3, 1e-2  # relative difference of the first step's loss
 RECOMPUTED = 1e-6  # AP
 SCHEDULE = 1e-6  # relative difference of rates
@@ -25,6 +26,7 @@ THRESHOLDS = {
     "widest": WIDEST,
     "curves": CURVES,
     "loosest": LOOSEST,
+    "unlikely": UNLIKELY,
     "start": START,
     "start_amp": START_AMP,
     "recomputed": RECOMPUTED,

@@ -157,7 +157,7 @@ def _outcome_tiles(report: dict[str, Any], strings: Mapping[str, str]) -> list[d
     known = [row for row in report["training"]["distances"] if row["distance"] is not None and row["loss"] == "total"]
     for row in known:
         words = strings["tile_curves"].format(allowed=percent(row["allowed"]))
-        found.append(_tile(percent(row["distance"]), words, row["distance"] > row["allowed"]))
+        found.append(_tile(percent(row["distance"]), words, row["status"] == "beyond"))
     for check in ("layers", "steps"):
         proof = report[check]
         if proof is not None:

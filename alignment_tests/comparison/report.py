@@ -19,7 +19,7 @@ from alignment_tests.comparison.findings import THRESHOLDS, Finding
 from alignment_tests.comparison.judge import Judgement
 from alignment_tests.comparison.proofs import Proof
 from alignment_tests.comparison.records import LOSSES, METRICS, Side, Test, Training
-from alignment_tests.comparison.results import JUDGED, allowed_distance, beside_zero, margin
+from alignment_tests.comparison.results import FACTS, JUDGED, allowed_distances, beside_zero, margin
 
 FORMAT = 1
 TIMED = ("latency_ms", "latency_ms_quartiles", "throughput_fps", "rounds", "warmup", "synchronized", "kernels_compiled")
@@ -85,9 +85,10 @@ def _training(evidence: Evidence) -> dict[str, Any]:
         pairs.append({"seed": pair.seed, "steps": int(apart.size), "parted_at": curves.parted_at(apart),
                       "first_difference": _finite(apart[0]) if apart.size else None, **_thinned(apart)})  # fmt: skip
     distances = [
-        {**asdict(one), "distance": _finite(one.distance), "allowed": allowed_distance(one.spread)}
-        for one in evidence.distances
-    ]
+        {**asdict(one), "distance": _finite(one.distance), "allowed": limit.limit, "bound": limit.bound,
+         "status": FACTS[limit.outcome(one.distance)] if np.isfinite(one.distance) else "open"}
+        for one, limit in zip(evidence.distances, allowed_distances(evidence), strict=True)
+    ]  # fmt: skip
     return {"runs": runs, "pairs": pairs, "distances": distances, "parted": curves.PARTED, "windows": curves.WINDOWS}
 
 
@@ -155,13 +156,13 @@ def _metric(tested: Tested, metric: str, evidence: Evidence) -> dict[str, Any]:
     values = {name: test.accuracy.get(metric) for name, test in tested.pair.sides.items()}
     row = {"metric": metric, **values, "difference": _difference(values)}
     if metric not in JUDGED:
-        return {**row, "low": None, "high": None, "margin": None, "status": "informs"}
+        return {**row, "low": None, "high": None, "margin": None, "bound": None, "status": "informs"}
     limit, one = margin(evidence, metric), (tested.intervals or {}).get(metric)
     status, low, high = "open", None, None
     if one is not None and math.isfinite(one.high - one.low):
-        status = "beyond" if beside_zero(one.low, one.high) > limit else "within"
+        status = FACTS[limit.outcome(beside_zero(one.low, one.high))]
         low, high = one.low, one.high
-    return {**row, "low": low, "high": high, "margin": limit, "status": status}
+    return {**row, "low": low, "high": high, "margin": limit.limit, "bound": limit.bound, "status": status}
 
 
 def _difference(values: Mapping[str, float | None]) -> float | None:

@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterator
 
 from alignment_tests.comparison.accuracy import spreads
+from alignment_tests.comparison.chance import Allowed, allowed
 from alignment_tests.comparison.evidence import Evidence
 from alignment_tests.comparison.findings import (
+    AGAINST,
     CURVES,
+    HOLDS,
     LOOSEST,
     MARGIN,
     NEAR_ZERO,
     RECOMPUTED,
+    UNPROVEN,
     WIDEST,
     Finding,
     against,
@@ -25,31 +29,37 @@ from alignment_tests.comparison.proofs import LAYERS, STEPS, Proof
 from alignment_tests.comparison.records import TITLES, TORCH
 from alignment_tests.comparison.wording import percent, signed
 
+FACTS = {HOLDS: "within", UNPROVEN: "between", AGAINST: "beyond"}
 JUDGED = ("ap", "ap50")  # metrics that have an interval
 WORDS = {"ap": "mAP@[.5:.95]", "ap50": "mAP@0.5", "precision": "precision", "recall": "recall"}
 
 
-def allowed_distance(spread: float | None) -> float:
-    """How far two loss curves of one seed may be apart: as far as two seeds of the reference, if they are known."""
-    return CURVES if spread is None else spread
+def allowed_distances(evidence: Evidence) -> tuple[Allowed, ...]:
+    """How far the curves of each loss may be apart, in the order of ``evidence.distances``."""
+    judged = len(evidence.distances) * len(evidence.trainings)
+    return tuple(
+        allowed(one.spread, one.seeds, least=0.0, convention=(CURVES, LOOSEST), judged=judged)
+        for one in evidence.distances
+    )
 
 
 def curves(evidence: Evidence) -> Iterator[Finding]:
     """Loss curves of one seed are no further apart than those of two seeds of the reference."""
-    if any(math.isnan(one.distance) for one in evidence.distances) or not evidence.distances:
+    limits = allowed_distances(evidence)
+    if any(math.isnan(one.distance) for one in evidence.distances) or not limits:
         yield not_judged("curves")
         return
-    worst = max(evidence.distances, key=lambda one: one.distance / max(allowed_distance(one.spread), 1e-12))
-    limit = allowed_distance(worst.spread)
-    values = {"loss": worst.loss, "seed": worst.seed, "distance": percent(worst.distance), "limit": percent(limit)}
-    measured = "bound" if worst.spread is None else "seeds"
-    loosest = max(allowed_distance(one.spread) for one in evidence.distances)
-    if loosest > LOOSEST:
-        yield unproven("curves", "loose", spread=percent(loosest), limit=percent(LOOSEST))
-    elif worst.distance > limit:
-        yield against("curves", f"beyond_{measured}", **values)
-    else:
-        yield holds("curves", f"within_{measured}", **values)
+    widest = max(limits, key=lambda one: one.limit)
+    if widest.limit > LOOSEST:
+        yield unproven("curves", "loose", spread=percent(widest.limit), limit=percent(LOOSEST))
+        return
+    worst, limit = max(
+        zip(evidence.distances, limits, strict=True), key=lambda both: both[0].distance / max(both[1].limit, 1e-12)
+    )
+    values = {"loss": worst.loss, "seed": worst.seed, "distance": percent(worst.distance), "seeds": limit.seeds}
+    values |= {"limit": percent(limit.limit), "bound": percent(limit.bound)}
+    outcome, measured = limit.outcome(worst.distance), "bound" if worst.spread is None else "seeds"
+    yield Finding("curves", outcome, f"{FACTS[outcome]}_{measured}", values)
 
 
 def recomputed(evidence: Evidence) -> Iterator[Finding]:
@@ -86,10 +96,12 @@ def learned(evidence: Evidence) -> Iterator[Finding]:
         yield holds("learned", "enough", side=side, ap50=f"{least:.4f}")
 
 
-def margin(evidence: Evidence, metric: str) -> float:
+def margin(evidence: Evidence, metric: str) -> Allowed:
     """By how much an interval may lie beside zero: MARGIN, or the spread of the reference's seeds if that is more."""
     spread = spreads(evidence.sides[TORCH].tests).get(metric)
-    return MARGIN if spread is None else max(MARGIN, spread.width)
+    width, seeds = (None, 1) if spread is None else (spread.width, spread.runs)
+    judged = len(JUDGED) * len(evidence.tests)
+    return allowed(width, seeds, least=MARGIN, convention=(MARGIN, WIDEST), judged=judged)
 
 
 def beside_zero(low: float, high: float) -> float:
@@ -109,15 +121,17 @@ def _intervals(evidence: Evidence) -> Iterator[Finding]:
         for metric in JUDGED if tested.intervals else ():
             one = (tested.intervals or {})[metric]
             limit = margin(evidence, metric)
-            values = {"metric": WORDS[metric], "difference": signed(one.difference), "limit": f"{limit:.3g}"}
+            outcome = limit.outcome(beside_zero(one.low, one.high))
+            values = {"metric": WORDS[metric], "difference": signed(one.difference), "limit": f"{limit.limit:.3g}"}
+            values |= {"bound": f"{limit.bound:.3g}", "seeds": str(limit.seeds)}
             values |= {"low": signed(one.low), "high": signed(one.high), "widest": f"{WIDEST:g}"}
             if not one.high - one.low < math.inf:
                 yield unproven("interval", "none", **values)
-            elif beside_zero(one.low, one.high) > limit:
-                yield against("interval", "beyond", **values)
+            elif outcome != HOLDS:
+                yield Finding("interval", outcome, FACTS[outcome], values)
             elif metric == "ap" and (one.high - one.low) / 2 > WIDEST:
                 yield unproven("interval", "wide", **values)
-            elif metric == "ap" and limit > WIDEST:
+            elif metric == "ap" and limit.limit > WIDEST:
                 yield unproven("interval", "loose", **values)
             else:
                 yield holds("interval", "within", **values)

@@ -29,6 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jt_impl import precompiled
+
 # numpy is imported where it is used: the doctor reads this module on machines where numpy is missing or broken.
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def default_cache_name() -> str:
 
     It depends on where Jittor is installed and on the flags in force, so a change of flags never meets old kernels.
     """
-    flags = f"{variable('cc_flags', CC_FLAGS)}|{variable('kernel_flags', KERNEL_FLAGS)}"
+    flags = f"{variable('cc_flags', CC_FLAGS)}|{variable('kernel_flags', KERNEL_FLAGS)}|{precompiled.text()}"
     identity = f"{package_folder('jittor')}|{flags}"
     return "align-" + hashlib.sha256(identity.encode()).hexdigest()[:10]
 
@@ -308,6 +310,7 @@ def load() -> Any:
         warnings.simplefilter("ignore")
         import jittor as module
 
+        precompiled.prepare(module)
     module.flags.log_silent = 1
     return module
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from fixtures.cli import Parser, fail, positive
 
 CONFIG, CLASSES, SIDE = "gold_yolo_n", 3, 128
+STEPS = 3  # compared one by one
+WEIGHTS, REPORT = "best.safetensors", "report.json"
 SIDES = {"torch": "torch_ref", "jittor": "jt_impl"}
 # Three seeds of the reference: how far its own curves lie apart is what the candidate's are measured by.
 RUNS = (("torch", 0), ("torch", 1), ("torch", 2), ("jittor", 0))
@@ -21,37 +23,32 @@ RUNS = (("torch", 0), ("torch", 1), ("torch", 2), ("jittor", 0))
 
 def commands(folder: Path, images: int, epochs: int | None, language: str) -> list[list[str]]:
     """Every command of the demo, as a user would type it."""
-    data, yaml = folder / "data", folder / "data" / "dataset.yaml"
-    made = [
-        [
-            "fixtures.prepare_data",
-            "--demo",
-            "--target",
-            str(data),
-            "--num-images",
-            str(images),
-            "--seed",
-            "1",
-            "--split",
-        ]
-    ]
-    length = ["--epochs", str(epochs)] if epochs else []
-    trained: dict[str, list[Path]] = {name: [] for name in SIDES}
-    for name, seed in RUNS:
-        trained[name].append(folder / f"{name}_train_{seed}")
-        options = ["--data", str(yaml), "--config", CONFIG, "--recipe", "demo", *length, "--seed", str(seed)]
-        made.append([f"{SIDES[name]}.train", *options, "--output-dir", str(trained[name][-1])])
-    for name, package in SIDES.items():
-        weights = trained[name][0] / "best.safetensors"
-        options = ["--weights", str(weights), "--data", str(yaml), "--memory-batches", "1,2,4"]
-        made.append([f"{package}.test", *options, "--output-dir", str(folder / f"{name}_test")])
-    layers, weights = folder / "layers", trained["torch"][0] / "best.safetensors"
-    what = ["--config", CONFIG, "--num-classes", str(CLASSES), "--image-size", str(SIDE), "--weights", str(weights)]
-    photos = ["--images", str(data / "images" / "val"), "--output-dir", str(layers)]
-    made.append(["alignment_tests", *what, *photos])
-    runs = [text for n in SIDES for text in (f"--{n}", *map(str, trained[n]), str(folder / f"{n}_test"))]
-    proof = ["--layers", str(layers / "report.json"), "--lang", language]
-    made.append(["alignment_tests.compare", *runs, *proof, "--output-dir", str(folder / "comparison")])
+    data, yaml = folder / "data", str(folder / "data" / "dataset.yaml")
+    trained = {run: folder / "{}_train_{}".format(*run) for run in RUNS}
+    tested = {run: folder / "{}_test_{}".format(*run) for run in RUNS}
+    training = ["--data", yaml, "--config", CONFIG, "--recipe", "demo"]
+    training += ["--epochs", str(epochs)] if epochs else []
+
+    made = [["fixtures.prepare_data", "--demo", "--target", str(data), "--num-images", str(images)]]
+    made[0] += ["--seed", "1", "--split"]
+    for (name, seed), place in trained.items():
+        made.append([f"{SIDES[name]}.train", *training, "--seed", str(seed), "--output-dir", str(place)])
+    for (name, seed), place in tested.items():
+        weights = str(trained[name, seed] / WEIGHTS)
+        # Speed and memory do not depend on the seed.
+        sizes = ["--memory-batches", "1,2,4"] if seed == 0 else ["--memory-batches", "1", "--speed-batches", "1"]
+        made.append([f"{SIDES[name]}.test", "--weights", weights, "--data", yaml, *sizes, "--output-dir", str(place)])
+
+    layers, steps = folder / "layers", folder / "steps"
+    what = ["--config", CONFIG, "--num-classes", str(CLASSES), "--image-size", str(SIDE)]
+    what += ["--weights", str(trained["torch", 0] / WEIGHTS), "--images", str(data / "images" / "val")]
+    made.append(["alignment_tests", *what, "--output-dir", str(layers)])
+    made.append(["alignment_tests.steps", *training, "--steps", str(STEPS), "--output-dir", str(steps)])
+    made.append(["alignment_tests.compare"])
+    for name in SIDES:
+        made[-1] += [f"--{name}", *(str(places[run]) for places in (trained, tested) for run in RUNS if run[0] == name)]
+    made[-1] += ["--layers", str(layers / REPORT), "--steps", str(steps / REPORT), "--lang", language]
+    made[-1] += ["--output-dir", str(folder / "comparison")]
     return made
 
 

@@ -13,14 +13,19 @@ DRAWS, SEED = 200_000, 0
 
 
 @cache
-def further_draw(seeds: int, chance: float) -> float:
-    """By how many times the range of ``seeds`` normal draws one more draw is away from the first, with ``chance``.
+def further_draw(seeds: int, chance: float, partners: int) -> float:
+    """How far one more normal draw is from the nearest of the first ``partners`` of ``seeds``, in ranges of these.
 
-    Few seeds underestimate their spread: with three, every third further seed is outside their range.
+    Few seeds underestimate their spread: with three, one further seed in three is further from a given one than any
+    two of them are apart, and one in eight is that far from all of them.
+
+    Args:
+        chance: of being as far as what is returned.
     """
     drawn = np.random.default_rng(SEED).standard_normal((DRAWS, seeds + 1))
-    known = drawn[:, :seeds]
-    return float(np.quantile(np.abs(drawn[:, seeds] - known[:, 0]) / np.ptp(known, axis=1), 1.0 - chance))
+    known, further = drawn[:, :seeds], drawn[:, seeds:]
+    away = np.abs(further - known[:, :partners]).min(axis=1)
+    return float(np.quantile(away / np.ptp(known, axis=1), 1.0 - chance))
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,15 @@ class Allowed:
         return HOLDS if value <= self.limit else UNPROVEN if value <= self.bound else AGAINST
 
 
-def allowed(spread: float | None, seeds: int, *, least: float, convention: tuple[float, float], judged: int) -> Allowed:
+def allowed(
+    spread: float | None,
+    seeds: int,
+    *,
+    least: float,
+    convention: tuple[float, float],
+    judged: int,
+    partners: int | None = None,
+) -> Allowed:
     """What a difference may be.
 
     Args:
@@ -44,8 +57,9 @@ def allowed(spread: float | None, seeds: int, *, least: float, convention: tuple
         least: a limit that is never too strict.
         convention: limit and bound where no seeds tell.
         judged: how many differences are judged; the chance that any of them is beyond is UNLIKELY.
+        partners: the difference is that to the nearest of so many of the seeds; None takes all.
     """
     if spread is None:
         return Allowed(*convention, seeds)
     limit = max(least, spread)
-    return Allowed(limit, limit * max(1.0, further_draw(seeds, UNLIKELY / judged)), seeds)
+    return Allowed(limit, limit * max(1.0, further_draw(seeds, UNLIKELY / judged, partners or seeds)), seeds)

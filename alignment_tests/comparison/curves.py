@@ -21,11 +21,18 @@ PARTED = 0.01  # relative difference of the total loss at which two runs are sai
 
 @dataclass(frozen=True)
 class Distance:
-    """One loss. ``distance`` is the largest of all pairs, ``seed`` that pair's; ``spread`` is the largest between the
-    ``seeds`` of the reference whose curves are finite, None where there are fewer than two."""
+    """One loss, over all candidates that have a partner of their seed.
+
+    Attributes:
+        nearest: of a candidate to the nearest seed of the reference, the largest; ``seed`` is that candidate's. Once
+            rounding has grown, a run is as far from the partner of its seed as from any other seed.
+        partner: that candidate's distance to its partner.
+        spread: largest between two of the ``seeds`` of the reference whose curves are finite; None for fewer than two.
+    """
 
     loss: str
-    distance: float
+    nearest: float
+    partner: float
     seed: int
     spread: float | None
     seeds: int
@@ -65,10 +72,15 @@ def distances(pairs: Sequence[Pair[Training]], references: Sequence[Training]) -
         sides = [(by_epoch(pair.jittor, loss), by_epoch(pair.torch, loss)) for pair in pairs]
         if loss != "total" and not any(side.any() for both in sides for side in both):
             continue  # a configuration without this loss
-        apart = [distance(*both) for both in sides]
-        worst = int(np.argmax([math.inf if math.isnan(one) else one for one in apart]))
         known = [curve for training in references if np.isfinite(curve := by_epoch(training, loss)).all()]
-        found.append(Distance(loss, apart[worst], pairs[worst].seed or 0, spread_of(known), len(known)))
+        apart = [distance(*both) for both in sides]
+        nearest = [
+            min([own, *(distance(mine, curve) for curve in known)]) if math.isfinite(own) else math.nan
+            for own, (mine, _) in zip(apart, sides, strict=True)
+        ]
+        worst = int(np.argmax([math.inf if math.isnan(one) else one for one in nearest]))
+        seed = pairs[worst].seed or 0
+        found.append(Distance(loss, nearest[worst], apart[worst], seed, spread_of(known), len(known)))
     return tuple(found)
 
 

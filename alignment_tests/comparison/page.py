@@ -154,10 +154,10 @@ def _outcome_tiles(report: dict[str, Any], strings: Mapping[str, str]) -> list[d
         found.append(_tile(whole(outcomes["batches"]["values"]["steps"]), strings["tile_batches"]))
     elif outcomes["batches"]["outcome"] == "against":
         found.append(_tile("✗", strings["tile_batches_differ"], True))
-    known = [row for row in report["training"]["distances"] if row["distance"] is not None and row["loss"] == "total"]
+    known = [row for row in report["training"]["distances"] if row["nearest"] is not None and row["loss"] == "total"]
     for row in known:
         words = strings["tile_curves"].format(allowed=percent(row["allowed"]))
-        found.append(_tile(percent(row["distance"]), words, row["status"] == "beyond"))
+        found.append(_tile(percent(row["nearest"]), words, row["status"] == "beyond"))
     for check in ("layers", "steps"):
         proof = report[check]
         if proof is not None:

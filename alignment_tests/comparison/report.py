@@ -85,8 +85,8 @@ def _training(evidence: Evidence) -> dict[str, Any]:
         pairs.append({"seed": pair.seed, "steps": int(apart.size), "parted_at": curves.parted_at(apart),
                       "first_difference": _finite(apart[0]) if apart.size else None, **_thinned(apart)})  # fmt: skip
     distances = [
-        {**asdict(one), "distance": _finite(one.distance), "allowed": limit.limit, "bound": limit.bound,
-         "status": FACTS[limit.outcome(one.distance)] if np.isfinite(one.distance) else "open"}
+        {**asdict(one), "nearest": _finite(one.nearest), "partner": _finite(one.partner), "allowed": limit.limit,
+         "bound": limit.bound, "status": FACTS[limit.outcome(one.nearest)] if np.isfinite(one.nearest) else "open"}
         for one, limit in zip(evidence.distances, allowed_distances(evidence), strict=True)
     ]  # fmt: skip
     return {"runs": runs, "pairs": pairs, "distances": distances, "parted": curves.PARTED, "windows": curves.WINDOWS}

@@ -44,21 +44,20 @@ def allowed_distances(evidence: Evidence) -> tuple[Allowed, ...]:
 
 
 def curves(evidence: Evidence) -> Iterator[Finding]:
-    """Loss curves of one seed are no further apart than those of two seeds of the reference."""
+    """Loss curves are no further from the nearest seed of the reference than two of its seeds are apart."""
     limits = allowed_distances(evidence)
-    if any(math.isnan(one.distance) for one in evidence.distances) or not limits:
+    if any(math.isnan(one.nearest) for one in evidence.distances) or not limits:
         yield not_judged("curves")
         return
     widest = max(limits, key=lambda one: one.limit)
     if widest.limit > LOOSEST:
         yield unproven("curves", "loose", spread=percent(widest.limit), limit=percent(LOOSEST))
         return
-    worst, limit = max(
-        zip(evidence.distances, limits, strict=True), key=lambda both: both[0].distance / max(both[1].limit, 1e-12)
-    )
-    values = {"loss": worst.loss, "seed": worst.seed, "distance": percent(worst.distance), "seeds": limit.seeds}
+    both = zip(evidence.distances, limits, strict=True)
+    worst, limit = max(both, key=lambda one: one[0].nearest / max(one[1].limit, 1e-12))
+    values = {"loss": worst.loss, "seed": worst.seed, "distance": percent(worst.nearest), "seeds": limit.seeds}
     values |= {"limit": percent(limit.limit), "bound": percent(limit.bound)}
-    outcome, measured = limit.outcome(worst.distance), "bound" if worst.spread is None else "seeds"
+    outcome, measured = limit.outcome(worst.nearest), "bound" if worst.spread is None else "seeds"
     yield Finding("curves", outcome, f"{FACTS[outcome]}_{measured}", values)
 
 
@@ -101,7 +100,7 @@ def margin(evidence: Evidence, metric: str) -> Allowed:
     spread = spreads(evidence.sides[TORCH].tests).get(metric)
     width, seeds = (None, 1) if spread is None else (spread.width, spread.runs)
     judged = len(JUDGED) * len(evidence.tests)
-    return allowed(width, seeds, least=MARGIN, convention=(MARGIN, WIDEST), judged=judged)
+    return allowed(width, seeds, least=MARGIN, convention=(MARGIN, WIDEST), judged=judged, partners=1)
 
 
 def beside_zero(low: float, high: float) -> float:

@@ -260,7 +260,13 @@ def test_curves_are_judged_by_the_seeds_of_the_reference(
 def test_a_further_seed_of_the_reference_is_hardly_ever_evidence_against_it(
     count: int, judged: int, partners: int | None
 ) -> None:
-    options: dict[str, Any] = {"least": 0.0, "convention": (0.1, 0.3), "judged": judged, "partners": partners}
+    options: dict[str, Any] = {
+        "least": 0.0,
+        "convention": (0.1, 0.3),
+        "judged": judged,
+        "partners": partners,
+        "most": 9e9,
+    }
     outcomes = []
     for run in np.random.default_rng(5).normal(3.0, 0.2, (4000, judged, count + 1)):
         seeds, further = run[:, :-1], run[:, -1:]

@@ -48,6 +48,7 @@ def allowed(
     least: float,
     convention: tuple[float, float],
     judged: int,
+    most: float,
     partners: int | None = None,
 ) -> Allowed:
     """What a difference may be.
@@ -56,10 +57,12 @@ def allowed(
         spread: range of the reference's seeds; None for fewer than two.
         least: a limit that is never too strict.
         convention: limit and bound where no seeds tell.
+        most: the largest that the difference can be.
         judged: how many differences are judged; the chance that any of them is beyond is UNLIKELY.
         partners: the difference is that to the nearest of so many of the seeds; None takes all.
     """
     if spread is None:
         return Allowed(*convention, seeds)
     limit = max(least, spread)
-    return Allowed(limit, limit * max(1.0, further_draw(seeds, UNLIKELY / judged, partners or seeds)), seeds)
+    beyond = limit * max(1.0, further_draw(seeds, UNLIKELY / judged, partners or seeds))
+    return Allowed(limit, min(beyond, most), seeds)

@@ -16,6 +16,7 @@ from alignment_tests.comparison.records import LOSSES, Training
 Floats = npt.NDArray[np.float64]
 
 WINDOWS = 10  # of a run: a distance is a mean over at least a tenth of its epochs
+FURTHEST = 2.0  # distance of a curve that is zero from one that is not
 PARTED = 0.01  # relative difference of the total loss at which two runs are said to have parted
 
 

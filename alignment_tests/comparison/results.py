@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from alignment_tests.comparison.accuracy import spreads
 from alignment_tests.comparison.chance import Allowed, allowed
+from alignment_tests.comparison.curves import FURTHEST
 from alignment_tests.comparison.evidence import Evidence
 from alignment_tests.comparison.findings import (
     AGAINST,
@@ -38,7 +39,7 @@ def allowed_distances(evidence: Evidence) -> tuple[Allowed, ...]:
     """How far the curves of each loss may be apart, in the order of ``evidence.distances``."""
     judged = len(evidence.distances) * len(evidence.trainings)
     return tuple(
-        allowed(one.spread, one.seeds, least=0.0, convention=(CURVES, LOOSEST), judged=judged)
+        allowed(one.spread, one.seeds, least=0.0, convention=(CURVES, LOOSEST), judged=judged, most=FURTHEST)
         for one in evidence.distances
     )
 
@@ -100,7 +101,7 @@ def margin(evidence: Evidence, metric: str) -> Allowed:
     spread = spreads(evidence.sides[TORCH].tests).get(metric)
     width, seeds = (None, 1) if spread is None else (spread.width, spread.runs)
     judged = len(JUDGED) * len(evidence.tests)
-    return allowed(width, seeds, least=MARGIN, convention=(MARGIN, WIDEST), judged=judged, partners=1)
+    return allowed(width, seeds, least=MARGIN, convention=(MARGIN, WIDEST), judged=judged, most=1.0, partners=1)
 
 
 def beside_zero(low: float, high: float) -> float:

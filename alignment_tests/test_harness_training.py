@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,52 @@ def test_decisions_may_differ_within_the_float_error_only() -> None:
     assert report.first_divergence is not None
     assert report.first_divergence.name == "assignment/chosen"
     assert "by margins of" in report.first_divergence.reason
+
+
+class Weighing(ToyTrainee):
+    """Also tells what its decisions are worth. In float32 the closest decision of some images falls otherwise."""
+
+    otherwise: tuple[int, ...] = (0,)
+    factor = 1.0
+
+    def assign(self, outputs: Tensor, batch: Array) -> dict[str, Any]:
+        chosen, values = super().assign(outputs, batch)["chosen"].clone(), outputs.detach().flatten(2)
+        if self.dtype == torch.float32:
+            close = torch.from_numpy(super().margins(outputs, batch)["chosen"])
+            for image in self.otherwise:
+                place = int(close[image].argmin())
+                chosen[image].view(-1)[place] ^= True
+        worth = (values.abs() * chosen).sum(-1)
+        worth[1] *= self.factor
+        return {"chosen": chosen, "worth": worth}
+
+    def margins(self, outputs: Tensor, batch: Array) -> dict[str, Array]:
+        return super().margins(outputs, batch) | {"worth": np.zeros(0)}
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "factor", "told"),
+    [
+        ((), 1.0, "within"),
+        ((0,), 1.0, "in 1 of 2 images, where all sides decide alike"),
+        ((0,), 1.001, "in 1 of 2 images, where all sides decide alike"),
+        ((0, 1), 1.0, "in no step did all sides decide alike"),
+    ],
+)
+def test_values_behind_decisions_are_compared_where_all_sides_decide_alike(
+    otherwise: tuple[int, ...], factor: float, told: str
+) -> None:
+    def make(precision: str, factor: float) -> Weighing:
+        made = Weighing(precision)
+        made.otherwise, made.factor = otherwise, factor
+        return made
+
+    sides = (partial(make, factor=1.0), partial(make, factor=factor))
+    report = align_training(*sides, BATCHES, precisions=("float32",), free_running=False)
+    row = next(row for row in report.rows if row.name == "assignment/worth")
+    assert told in row.reason
+    passes = factor == 1.0 and len(otherwise) < 2
+    assert (row.verdict == "pass") == passes == report.aligned
 
 
 def test_a_candidate_that_drifts_is_told() -> None:

@@ -11,7 +11,7 @@ over all arrays are judged, in units of the reference's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -36,9 +36,6 @@ PHASES = (
     "parameter",
     "ema",
 )
-# Single numbers, or values behind decisions: the reference's own error in one of them is luck, so the unit is at least
-# the largest relative error that it showed in the phase so far.
-NOISY = ("loss", "assignment")
 # Phases with entries that are zero by structure; weights too: a bias that begins at zero then holds rounding alone.
 STRUCTURAL = ("grad_activation", "grad_parameter", "momentum", "parameter", "ema")
 GRADIENTS = ("grad_activation", "grad_parameter")  # in float32 they pass kinks
@@ -72,6 +69,7 @@ class StepJudge:
         self.accumulated: dict[Key, tuple[Comparison, int]] = {}
         self.isolated: dict[Key, tuple[Comparison, int]] = {}
         self.steps: dict[str, int] = {}  # precision -> steps compared
+        self.undecided: dict[Key, None] = {}  # values behind decisions that fell otherwise in every image of a step
         self.failing_steps: dict[Key, set[int]] = {}
         self.names: dict[str, None] = {}  # every name of the reference, in order of appearance
         self.missing: dict[str, None] = {}
@@ -111,8 +109,8 @@ class StepJudge:
         found: dict[str, list[float]] = {}
         for name in reference:
             phase = phase_of(name)
-            if phase not in (*NOISY, *GRADIENTS) or reference.entries[name] != name or name not in oracle:
-                continue
+            if phase not in ("loss", *GRADIENTS) or reference.entries[name] != name or name not in oracle:
+                continue  # values behind decisions: see put_alike
             expected, exact = reference[name], oracle[name]
             if expected.dtype.kind != "f" or not np.isfinite(expected).all():
                 continue
@@ -120,9 +118,13 @@ class StepJudge:
             if self.is_structural_zero(name) or scale == 0.0:
                 continue
             found.setdefault(phase, []).append(float(np.abs(expected - exact).max()) / scale)
-        for phase in NOISY:
-            self.yardsticks[phase] = max([self.yardsticks.get(phase, 0.0), *found.get(phase, [])])
+        self._note_yardstick("loss", found.get("loss", []))
         self._note_noise("reference", found)
+
+    def _note_yardstick(self, phase: str, errors: Sequence[float]) -> None:
+        """Of losses and values behind decisions: few numbers, so the reference's own error in one of them is luck, and
+        the unit is at least the largest relative error that it showed in the phase so far."""
+        self.yardsticks[phase] = max([self.yardsticks.get(phase, 0.0), *errors])
 
     def _note_noise(self, side: str, errors: Mapping[str, list[float]]) -> None:
         known = self.noise[side]
@@ -188,6 +190,32 @@ class StepJudge:
             comparison = excuse_decisions(comparison, array != expected, margins, self.budget.k * noise)
         self._keep(self.accumulated, name, comparison)
 
+    def put_alike(self, name: str, array: Array, alike: Array) -> None:
+        """Values that hang on decisions, where candidate, reference and oracle decided alike.
+
+        Args:
+            name: of the array.
+            array: the candidate's values, (N, ...).
+            alike: (N,) bool. Where nothing is, nothing is compared: a name of which that holds in every step fails.
+        """
+        assert self._reference is not None
+        expected, oracle = self._reference[name], self._oracle_array(name)
+        if expected.shape != array.shape or oracle.shape != array.shape:
+            self.put(name, array)
+            return
+        self._seen.add(name)
+        if not alike.any():
+            self.undecided[name, self._precision] = None
+            return
+        scale = float(np.abs(oracle[alike]).max())
+        if scale and np.isfinite(expected[alike]).all():
+            self._note_yardstick(phase_of(name), [float(np.abs(expected[alike] - oracle[alike]).max()) / scale])
+        comparison = self._compare(name, array[alike], expected[alike], oracle[alike], alone=False)
+        if not alike.all():
+            told = f"in {int(alike.sum())} of {alike.size} images, where all sides decide alike"
+            comparison = replace(comparison, reason=f"{comparison.reason} ({told})")
+        self._keep(self.accumulated, name, comparison)
+
     def end(self) -> None:
         """All arrays of the step came; what the reference has beside them is missing."""
         assert self._reference is not None
@@ -251,6 +279,9 @@ class StepJudge:
         found = []
         for index, name in enumerate(causal_order(self.names)):
             for precision in PRECISIONS:
+                if (name, precision) in self.undecided and (name, precision) not in self.accumulated:
+                    reason = "in no step did all sides decide alike in any image, so nothing was compared"
+                    self.accumulated[name, precision] = (Comparison(False, reason, (), "", 0), 0)
                 if (name, precision) in self.accumulated or (name, precision) in self.isolated:
                     found.append(self._row(index, name, precision, kinds))
         return tuple(found)

@@ -179,7 +179,9 @@ class Experiment:
                 candidate = self.candidates[precision]
                 candidate.load(before)
                 sink = (
-                    DecisionSink(self.judge, margins, noise, recording.trace) if precision == "float32" else self.judge
+                    DecisionSink(self.judge, margins, noise, recording.trace, exact.trace)
+                    if precision == "float32"
+                    else self.judge
                 )
                 perform(candidate, batch, sink, deep=deep, taught=recording if precision == "float32" else None)
                 self.judge.end()
@@ -272,13 +274,16 @@ class Experiment:
 class DecisionSink:
     """Sends decisions to the judge with their margins, everything else as it is.
 
-    One decision that fell otherwise moves the target scores of its whole image, so the values that hang on decisions
-    are compared in the images where both sides decided alike. Decisions come first.
+    One decision that fell otherwise moves the target boxes and scores of its whole image, so the values that hang on
+    decisions are compared in the images where all sides decided alike: the candidate, the reference, and the oracle,
+    from which the reference's own rounding keeps it in many an image of a large batch. Decisions come first.
     """
 
-    def __init__(self, judge: StepJudge, margins: Mapping[str, Array], noise: float, reference: Trace) -> None:
-        self.judge, self.margins, self.noise, self.reference = judge, margins, noise, reference
-        self._differing: set[int] = set()  # images
+    def __init__(
+        self, judge: StepJudge, margins: Mapping[str, Array], noise: float, reference: Trace, oracle: Trace
+    ) -> None:
+        self.judge, self.margins, self.noise, self.reference, self.oracle = judge, margins, noise, reference, oracle
+        self._alike: Array | None = None  # (images,) bool
 
     def put(self, name: str, array: Array) -> None:
         decided = self.margins.get(name.removeprefix("assignment/")) if name.startswith("assignment/") else None
@@ -286,16 +291,14 @@ class DecisionSink:
             self.judge.put(name, array)
         elif array.dtype.kind in "biu":
             self.judge.put_decisions(name, array, decided, self.noise)
-            expected = self.reference[name]
-            if expected.shape == array.shape:
-                self._differing.update(
-                    int(i) for i in np.nonzero((array != expected).reshape(len(array), -1).any(1))[0]
-                )
+            for other in (self.reference[name], self.oracle[name]):
+                if other.shape == array.shape:
+                    same = (array == other).reshape(len(array), -1).all(axis=1)
+                    self._alike = same if self._alike is None else self._alike & same
+        elif self._alike is None:
+            self.judge.put(name, array)
         else:
-            expected, compared = self.reference[name], np.array(array)
-            for image in self._differing if expected.shape == array.shape else ():
-                compared[image] = expected[image]
-            self.judge.put(name, compared)
+            self.judge.put_alike(name, array, self._alike)
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
         self.judge.alias(name, existing, values)

@@ -16,7 +16,7 @@ from markupsafe import escape
 from PIL import Image
 
 from alignment_tests.compare import main
-from alignment_tests.comparison import judge, page
+from alignment_tests.comparison import accuracy, judge, page
 from alignment_tests.comparison.evidence import gather
 from alignment_tests.comparison.findings import THRESHOLDS
 from alignment_tests.comparison.gallery import exhibits
@@ -40,6 +40,12 @@ FILES = {
     "alignment_summary.html",
 }
 SECTIONS = ["verdict", "environment", "model", "training", "accuracy", "speed", "memory", "gallery", "proofs"]
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the bootstrap: its thousand take most of the time and are tested with it."""
+    monkeypatch.setattr(accuracy, "SAMPLES", 100)
 
 
 # ---- the files ---------------------------------------------------------------------------------------------------

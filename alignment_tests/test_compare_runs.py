@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment_tests.comparison import boxes, curves, judge
+from alignment_tests.comparison import accuracy, boxes, curves, judge
 from alignment_tests.comparison.chance import allowed
 from alignment_tests.comparison.evidence import gather
 from alignment_tests.comparison.findings import FREE_OPTIONS, UNLIKELY
@@ -32,6 +32,13 @@ from alignment_tests.synthetic_runs import (
     seeds,
     write,
 )
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the bootstrap: its thousand take most of the time and are tested with it."""
+    monkeypatch.setattr(accuracy, "SAMPLES", 100)
+
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fixtures.config import NormConfig
-from jt_impl import exponential, float64, mixed, statistics
+from jt_impl import convolution, exponential, float64, mixed, statistics
 from jt_impl.runtime import jittor as jt
 
 nn: Any = jt.nn
@@ -72,8 +72,12 @@ class Conv2d(nn.Module):
         bound = 1.0 / math.sqrt(in_channels // groups * kernel * kernel)
         self.weight = jt.init.uniform((out_channels, in_channels // groups, kernel, kernel), "float32", -bound, bound)
         self.bias = jt.init.uniform((out_channels,), "float32", -bound, bound) if bias else None
+        self.kept = convolution.Kept()
 
     def execute(self, x: Var) -> Var:
+        if self.groups == 1 and convolution.applies(x):
+            y = convolution.conv2d(x, self.weight, self.stride, self.padding, self.kept)
+            return y if self.bias is None else y + self.bias.reshape(1, -1, 1, 1)
         return self.convolve(x, self.weight, *([] if self.bias is None else [self.bias]))
 
     @mixed.product

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment_tests.bench.training import bench_cold_step, bench_steps
+from alignment_tests.bench.training import bench_cold_step, bench_inference, bench_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "docs" / "results" / "bench.json"
@@ -186,6 +186,7 @@ WARM = {
     "align": bench_align,
     "backbone": bench_backbone,
     "steps": bench_steps,
+    "inference": bench_inference,
 }
 COLD = {"cold-align": bench_cold, "cold-steps": bench_cold_steps}
 

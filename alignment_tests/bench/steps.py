@@ -1,7 +1,9 @@
-"""One framework's training steps in a process of its own, taken and timed on demand.
+"""One framework's training steps or forward passes in a process of its own, taken and timed on demand.
 
-    python alignment_tests/bench/steps.py --package jt_impl --config gold_yolo_s --image-size 320 --batch-size 2
+    python alignment_tests/bench/steps.py --package jt_impl --what training --config gold_yolo_s --image-size 320 \
+        --batch-size 2
 
+"training": whole steps. "inference": forward passes in eval mode, deploy form, without gradients or post-processing.
 Reads a number of steps per line of standard input, takes them, and answers with a line of JSON: seconds, and the number
 of Jittor kernels loaded so far. The first answer, to no line, tells that the model is ready. Run by its path, so that
 the settings of ``alignment_tests`` for two frameworks in one process do not hold here.
@@ -21,6 +23,42 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = 4
 MARK = "steps: "  # in front of an answer; Jittor prints to standard output too
+
+
+def make_pass(package: str, config_name: str, side: int, batch_size: int) -> Callable[[], None]:
+    """A forward pass of a fused model with seeded weights; it has ended on return."""
+    import converters
+    from fixtures.config import load_config
+    from fixtures.images import drawn_images
+    from fixtures.seeded import seeded_state
+
+    module = importlib.import_module(package)
+    model = module.build_model(load_config(config_name))
+    shapes = {name: array.shape for name, array in converters.read_state(model).items()}
+    converters.load_into(model, seeded_state(shapes))
+    model = module.fuse(model)
+    model.eval()
+    images = drawn_images(batch_size, (side, side))
+    if package == "torch_ref":
+        import torch
+
+        ready = torch.from_numpy(images)
+
+        def forward() -> None:
+            with torch.inference_mode():
+                model(ready)
+
+        return forward
+    from jt_impl.runtime import jittor as jt
+
+    given = jt.array(images)
+
+    def execute() -> None:
+        with jt.no_grad():
+            model(given).sync()
+            jt.sync_all(True)
+
+    return execute
 
 
 def make_step(package: str, config_name: str, side: int, batch_size: int) -> Callable[[], None]:
@@ -69,11 +107,13 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser()
     parser.add_argument("--package", choices=("torch_ref", "jt_impl"), required=True)
+    parser.add_argument("--what", choices=("training", "inference"), required=True)
     parser.add_argument("--config", required=True)
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     options = parser.parse_args()
-    step = make_step(options.package, options.config, options.image_size, options.batch_size)
+    make = make_step if options.what == "training" else make_pass
+    step = make(options.package, options.config, options.image_size, options.batch_size)
     answer(seconds=time.perf_counter() - start)
     for line in sys.stdin:
         start = time.perf_counter()

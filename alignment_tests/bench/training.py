@@ -18,13 +18,20 @@ PACKAGES = {"PyTorch": "torch_ref", "Jittor": "jt_impl"}
 
 
 class Worker:
-    """A process that takes training steps when told to."""
+    """A process that takes training steps, or forward passes, when told to."""
 
     def __init__(
-        self, package: str, config: str, image_size: int, batch_size: int, environment: dict[str, str] | None = None
+        self,
+        package: str,
+        config: str,
+        image_size: int,
+        batch_size: int,
+        environment: dict[str, str] | None = None,
+        what: str = "training",
     ) -> None:
-        options = {"package": package, "config": config, "image-size": image_size, "batch-size": batch_size}
-        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        options = {"package": package, "what": what, "config": config}
+        options |= {"image-size": str(image_size), "batch-size": str(batch_size)}
+        given = [text for name, value in options.items() for text in (f"--{name}", value)]
         # Alone in its process a framework gets the thread settings that its users have.
         inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         self.command = [sys.executable, str(SCRIPT), *given]
@@ -61,14 +68,28 @@ class Worker:
 
 
 def bench_steps(config: str = "gold_yolo_s", image_size: int = 320, batch_size: int = 2) -> dict[str, Any]:
+    """A training step: see ``in_turn``."""
+    return in_turn("training step", "training", config, image_size, batch_size)
+
+
+def bench_inference() -> dict[str, Any]:
+    """A forward pass of N and S, deploy form, 640x640, batches of 1 and 8: see ``in_turn``."""
+    found: dict[str, Any] = {}
+    for config in ("gold_yolo_n", "gold_yolo_s"):
+        for batch_size in (1, 8):
+            found |= in_turn("inference", "inference", config, 640, batch_size)
+    return found
+
+
+def in_turn(title: str, what: str, config: str, image_size: int, batch_size: int) -> dict[str, Any]:
     """Rounds of steps in turn, so that drift of the machine falls on both; void if anything was compiled meanwhile.
 
     Raises:
         RuntimeError: a process ended, or Jittor loaded a kernel in a timed round.
     """
     with (
-        Worker(PACKAGES["PyTorch"], config, image_size, batch_size) as reference,
-        Worker(PACKAGES["Jittor"], config, image_size, batch_size) as candidate,
+        Worker(PACKAGES["PyTorch"], config, image_size, batch_size, what=what) as reference,
+        Worker(PACKAGES["Jittor"], config, image_size, batch_size, what=what) as candidate,
     ):
         for worker in (reference, candidate):
             before = worker.take(WARMUP)["kernels"]
@@ -76,7 +97,7 @@ def bench_steps(config: str = "gold_yolo_s", image_size: int = 320, batch_size: 
     kernels = int(pairs[-1][1]["kernels"])
     if kernels != before:
         raise RuntimeError(f"Jittor loaded {kernels - before:.0f} kernels in the timed rounds: the times are void")
-    name = f"training step, {config} {image_size}x{image_size}, batch {batch_size}"
+    name = f"{title}, {config} {image_size}x{image_size}, batch {batch_size}"
     found: dict[str, Any] = {}
     for side, framework in enumerate(PACKAGES):
         times = [pair[side]["seconds"] / STEPS for pair in pairs]

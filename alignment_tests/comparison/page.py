@@ -19,7 +19,7 @@ from alignment_tests.harness.digest import number, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_LANGUAGE = "en"
-EPOCH_ROWS = 120  # of the table; of longer runs an even choice with the first and the last
+EPOCH_ROWS = 120  # of the table; of longer runs an even choice, and the epochs that were validated
 IMAGE_ROWS = 40  # of the table of matched boxes
 MARKS = {"holds": "✓", "against": "✗", "unproven": "?", "note": "i", "open": "–"}
 
@@ -183,7 +183,9 @@ def epoch_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     seed = training["pairs"][0]["seed"]
     runs = {run["side"]: run for run in training["runs"] if run["seed"] == seed}
     length = min(len(run["epoch"]) for run in runs.values())
-    chosen = sorted({round(place) for place in np.linspace(0, length - 1, min(length, EPOCH_ROWS))}) if length else []
+    even = [round(place) for place in np.linspace(0, length - 1, min(length, EPOCH_ROWS))] if length else []
+    validated = [place for place in range(length) if runs["torch"]["ap"][place] is not None]
+    chosen = sorted({*even, *validated[-EPOCH_ROWS:]})
     rows = []
     for place in chosen:
         row: dict[str, Any] = {"epoch": runs["torch"]["epoch"][place]}

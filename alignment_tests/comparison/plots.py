@@ -228,7 +228,7 @@ def _draw_classes(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         axes.plot(values, places, linestyle="none", marker=MARKERS[side], markersize=size, color=COLOURS[side])
     size = 10 if len(shown) <= 12 else 8
     axes.set_yticks(places, [_short(row["name"]) for row in shown], fontsize=size)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(-0.02, 1.02)  # whole marks at 0 and 1
     return None
 
 

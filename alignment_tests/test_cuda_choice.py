@@ -37,9 +37,22 @@ def test_cpu_build_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_of_it_is_chosen(tmp_path: Path) -> None:
     variables = {**system_layout(tmp_path), "ALIGN_CUDA": "1"}
-    chosen = choice.choose(variables, lambda: True)
+    chosen = choice.choose(variables, lambda: True, lambda: (13, 0))
     assert chosen.toolkit is not None
     assert chosen.identity(variables) != chosen.identity({**variables, "NVCC_APPEND_FLAGS": "-lineinfo"})
+
+
+def test_old_driver_is_named(tmp_path: Path) -> None:
+    variables = {**system_layout(tmp_path), "ALIGN_CUDA": "1"}
+    with pytest.raises(toolkit.MissingPartError, match=r"the NVIDIA driver is for CUDA 12.8, the toolkit is 13.0"):
+        choice.choose(variables, lambda: True, lambda: (12, 8))
+
+
+def test_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "jittor_home", lambda: tmp_path / "cache")
+    chosen = choice.Choice(toolkit.find(system_layout(tmp_path / "cuda"), []))
+    with pytest.raises(runtime.RuntimeSetupError, match=r"could not be prepared: .*libcudart.so.13"):
+        runtime.cuda_settings(chosen)  # its libraries are text files
 
 
 def test_wish_without_a_device_falls_back() -> None:

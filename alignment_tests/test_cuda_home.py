@@ -152,6 +152,12 @@ def test_nothing_but_links_and_our_own_files(tmp_path: Path) -> None:
     } | {file for file in files if file.startswith("include/crt/")}
 
 
+def test_libraries_are_loaded_after_those_that_they_need(tmp_path: Path) -> None:
+    names = [library.name for library in home.preload_order(make(tmp_path))]
+    assert names[:3] == ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13"]
+    assert names[-1] == "libcudnn.so.9"
+
+
 def test_second_home_is_the_first(tmp_path: Path) -> None:
     made = make(tmp_path)
     before = made.stat().st_mtime_ns

@@ -29,7 +29,7 @@ Version = tuple[int, ...]
 class Cuda:
     """What of CUDA this machine has; None or empty where a part is missing."""
 
-    driver: Version | None = None
+    driver: toolkit.Version | None = None
     devices: tuple[str, ...] = ()
     nvcc: Version | None = None
     nvcc_path: str | None = None
@@ -42,15 +42,13 @@ def dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def find_driver() -> tuple[Version | None, tuple[str, ...]]:
+def find_driver() -> tuple[toolkit.Version | None, tuple[str, ...]]:
     """Version of the CUDA driver and names of its devices, asked in C without creating a context."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None, ()
-    number, count, device = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
-    library.cuDriverGetVersion(ctypes.byref(number))
-    version = (number.value // 1000, number.value % 1000 // 10)
+    version, count, device = toolkit.driver_version(), ctypes.c_int(0), ctypes.c_int(0)
     if library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return version, ()
     names = []
@@ -81,11 +79,15 @@ def find_cudnn() -> str | None:
 
 def find_cuda(variables: Mapping[str, str]) -> Cuda:
     """Ask the machine for all parts of CUDA."""
+    version, devices = find_driver()
+    prepared = missing = ""
     try:
-        prepared, missing = toolkit.find(variables).description, ""
+        found = toolkit.find(variables)
+        prepared = found.description
+        toolkit.check_driver(version, found.version)
     except toolkit.MissingPartError as error:
-        prepared, missing = "", str(error)
-    return Cuda(*find_driver(), *find_nvcc(variables.get("nvcc_path")), find_cudnn(), prepared, missing)
+        missing = str(error)
+    return Cuda(version, devices, *find_nvcc(variables.get("nvcc_path")), find_cudnn(), prepared, missing)
 
 
 def cuda_verdict(cuda: Cuda, wish: str = "") -> Check:

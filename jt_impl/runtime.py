@@ -168,8 +168,11 @@ def cuda_settings(choice: Choice) -> dict[str, str]:
     """
     if choice.toolkit is None:
         return {"nvcc_path": ""} if variable("nvcc_path", "") else {}
-    home = cuda_home.make(choice.toolkit, jittor_home() / "align_cuda")
-    cuda_home.preload(home)
+    try:
+        home = cuda_home.make(choice.toolkit, jittor_home() / "align_cuda")
+        cuda_home.preload(home)
+    except OSError as error:
+        raise RuntimeSetupError(f"CUDA could not be prepared: {error}") from error
     name = default_cache_name(choice.identity(os.environ))
     return {"nvcc_path": str(home / "bin" / "nvcc"), **({} if "cache_name" in os.environ else {"cache_name": name})}
 
@@ -364,6 +367,7 @@ def loaded_kernels() -> int:
 def describe() -> dict[str, Any]:
     """What a report must hold about this Jittor: version, build flags, device."""
     module = load()
+    toolkit = cuda_choice().toolkit if module.has_cuda else None
     return {
         "framework": "jittor",
         "version": module.__version__,
@@ -371,6 +375,7 @@ def describe() -> dict[str, Any]:
         "compiler": f"{module.compiler.cc_path} {module.compiler.jit_utils.get_version(module.compiler.cc_path)}",
         "kernel_flags": " ".join(module.compiler.kernel_opt_flags.split()),
         "cache": module.compiler.cache_path,
+        **({"cuda": f"{toolkit.description}, {cuda_home.FLAGS}"} if toolkit else {}),
     }
 
 

@@ -30,7 +30,11 @@ class Choice:
         return f"{home.name_of(home.plan(self.toolkit))}|{flags}"
 
 
-def choose(variables: Mapping[str, str], has_device: Callable[[], bool]) -> Choice:
+def choose(
+    variables: Mapping[str, str],
+    has_device: Callable[[], bool],
+    driver_version: Callable[[], toolkit.Version | None] = toolkit.driver_version,
+) -> Choice:
     """``ALIGN_CUDA=1`` demands CUDA, ``nvcc_path`` wishes for it, ``ALIGN_CUDA=0`` forbids it; else it is the CPU.
 
     Raises:
@@ -45,7 +49,9 @@ def choose(variables: Mapping[str, str], has_device: Callable[[], bool]) -> Choi
     try:
         if not has_device():
             raise toolkit.MissingPartError(NO_DEVICE)
-        return Choice(toolkit.find(variables))
+        found = toolkit.find(variables)
+        toolkit.check_driver(driver_version(), found.version)
+        return Choice(found)
     except toolkit.MissingPartError as error:
         if demand:
             raise toolkit.MissingPartError(f"ALIGN_CUDA=1 asks for a GPU, but {error}") from None

@@ -5,6 +5,7 @@ Nothing is changed and no framework is imported, so that the doctor may ask too.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -195,6 +196,24 @@ def with_cccl(folders: Iterable[Path]) -> tuple[Path, ...]:
 
 def package_name(name: str, major: int) -> str:
     return name if major == 13 else f"{name}-cu{major}"
+
+
+def driver_version() -> Version | None:
+    """The newest CUDA that the driver knows, or None without a driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int(0)
+    library.cuDriverGetVersion(ctypes.byref(number))
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def check_driver(driver: Version | None, version: Version) -> None:
+    """A driver serves every CUDA of its own first number and of smaller ones; under a newer one Jittor aborts."""
+    if driver is not None and driver[0] < version[0]:
+        text = f"the NVIDIA driver is for CUDA {driver[0]}.{driver[1]}, the toolkit is {version[0]}.{version[1]}"
+        raise MissingPartError(f"{text}. Update the driver, or name an older compiler: export nvcc_path=...")
 
 
 def check_parts(includes: Iterable[Path], libraries: Iterable[Path], major: int) -> None:

@@ -63,6 +63,15 @@ SPECIAL = {
     "cudaMemcpyAsync": "(void *d, void *s, size_t n, int k, void *q) { memcpy(d, s, n); return 0; }",
     "cudaMemset": "(void *p, int v, size_t n) { memset(p, v, n); return 0; }",
     "cudaMemsetAsync": "(void *p, int v, size_t n, void *q) { memset(p, v, n); return 0; }",
+    # CUB chooses by these: what a kernel was compiled for, and how many blocks of it fit.
+    "cudaFuncGetAttributes": (
+        "(struct cudaFuncAttributes *a, void *f) { memset(a, 0, sizeof *a); a->ptxVersion = a->binaryVersion = 90;"
+        " a->maxThreadsPerBlock = 1024; return 0; }"
+    ),
+    "cudaOccupancyMaxActiveBlocksPerMultiprocessor": "(int *n, void *f, int b, size_t m) { *n = 1; return 0; }",
+    "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": (
+        "(int *n, void *f, int b, size_t m, unsigned g) { *n = 1; return 0; }"
+    ),
     "cudaGetDeviceProperties": PROPERTIES,
     "cudaGetDeviceProperties_v2": PROPERTIES,
     "cufftCreate": "(int *plan) { *plan = 1; return 0; }",

@@ -149,9 +149,13 @@ def child() -> None:
             return
 
 
-def check(folder: Path, home: Path) -> int:
-    """Make the stand-ins in one folder, compile into the other, and print what came of it."""
-    toolkit = find()
+def check(home: Path) -> int:
+    """Make the stand-ins, compile with them, and print what came of it.
+
+    The stand-ins lie in the same folder as the cache: the name of the cache depends on their place, and a second call
+    must meet the kernels of the first.
+    """
+    toolkit, folder = find(), home / "standins"
     print(toolkit.description, flush=True)
     counts = standins.make(folder, toolkit, needed_libraries(toolkit))
     print(f"stand-ins: {len(counts)} libraries, {sum(counts.values())} functions", flush=True)
@@ -178,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home = options.home or Path(temporary) / "home"
         home.mkdir(parents=True, exist_ok=True)
         try:
-            return check(Path(temporary) / "standins", home.absolute())
+            return check(home.absolute())
         except MissingPartError as error:
             print(error, file=sys.stderr)
             return 1

@@ -1,7 +1,7 @@
 """Makes stand-ins for the CUDA libraries: every call succeeds and nothing is computed.
 
 With them Jittor believes in one device of compute capability 9.0, so the real nvcc compiles every kernel that Jittor
-would run, on a machine without a GPU. All results are zeros. They belong into a temporary folder and nowhere else.
+would run, on a machine without a GPU. All results are zeros. They belong where no other program looks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from jt_impl.cuda.toolkit import Toolkit, find_library
@@ -125,7 +126,8 @@ def make(folder: Path, toolkit: Toolkit, libraries: Iterable[tuple[str, int]]) -
     folder.mkdir(parents=True, exist_ok=True)
     counts = {"libcuda.so.1": len(DRIVER)}
     build(folder / "libcuda.so.1", DRIVER, toolkit)
-    (folder / "libcuda.so").symlink_to("libcuda.so.1")
+    with suppress(FileExistsError):  # from an earlier call
+        (folder / "libcuda.so").symlink_to("libcuda.so.1")
     for name, number in libraries:
         real = find_library(toolkit.libraries, name, number)
         assert real is not None, name

@@ -2,8 +2,8 @@
 
 Stand-ins for the CUDA libraries (``standins``) make Jittor believe in a device. A child process with a cache of its
 own runs a forward pass in eval mode, the suppression, and a training step, at 64x64. Their results mean nothing;
-which kernels the real nvcc compiled does. It takes 10 minutes on 16 cores' worth of time, an hour or more on 2 cores.
-With ``--home`` a second call goes on where the first one ended. Exit code 1 if a kernel or a step failed.
+which kernels the real nvcc compiled does. nvcc takes seconds for each, so it takes long on few cores; with ``--home`` a
+second call goes on where the first one ended. Exit code 1 if a kernel or a step failed.
 """
 
 from __future__ import annotations

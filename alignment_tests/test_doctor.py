@@ -20,10 +20,10 @@ from jt_impl.doctor_checks import Check
 from jt_impl.doctor_info import Cuda
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU = Cuda(driver=(12, 4), devices=("NVIDIA H100",), nvcc=(12, 2), nvcc_path="/usr/bin/nvcc", cudnn="libcudnn.so.8")
-NO_NVCC = Cuda(driver=(13, 0), devices=("NVIDIA H100",), cudnn="libcudnn.so.9")
-NEW_CUDA = Cuda(driver=(13, 0), devices=("NVIDIA H100",), nvcc=(13, 0), nvcc_path="/usr/bin/nvcc", cudnn="9.26.0")
-NEW_CUDNN = Cuda(driver=(12, 4), devices=("NVIDIA H100",), nvcc=(12, 2), nvcc_path="/usr/bin/nvcc", cudnn="9.1.0")
+GPU = Cuda(
+    driver=(13, 0), devices=("NVIDIA H100",), nvcc=(13, 0), nvcc_path="/usr/bin/nvcc", cudnn="9.26.0", missing=""
+)
+NO_NVCC = Cuda(driver=(13, 0), devices=("NVIDIA H100",), cudnn="libcudnn.so.9", missing="`nvcc` was not found")
 
 
 # The checks, one broken thing at a time
@@ -158,6 +158,14 @@ def test_core_is_found(tmp_path: Path) -> None:
     assert doctor_checks.check_core(tmp_path, "ours", "g++13.1.0").status == "info"
 
 
+def test_core_for_cuda_is_found(tmp_path: Path) -> None:
+    version = f"py{platform.python_version()}"
+    cache = tmp_path.joinpath("jt1", "g++12.2.0", version, "system", "processor", "install", "ours", "cu13.0.88_sm_90")
+    cache.mkdir(parents=True)
+    (cache / "jittor_core.so").touch()
+    assert doctor_checks.check_core(tmp_path, "ours", "g++12.2.0").status == "ok"
+
+
 @pytest.mark.parametrize(
     ("text", "limit"), [("max\n", None), ("max 100000\n", None), ("150000 100000\n", 1.5), ("1024\n", 1024.0)]
 )
@@ -193,22 +201,45 @@ def test_users_variables(variables: dict[str, str], status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "asked_for", "status", "words"),
+    ("cuda", "wish", "status", "words"),
     [
-        (Cuda(), "", "info", "there is no NVIDIA device"),
-        (Cuda(nvcc=(13, 0)), "/usr/bin/nvcc", "fail", "aborts"),
-        (NO_NVCC, "", "info", "the CUDA toolkit (nvcc) is missing"),
-        (NEW_CUDA, "", "info", "does not build on CUDA 13 or cuDNN 9"),
-        (NEW_CUDA, "/usr/bin/nvcc", "fail", "does not build on CUDA 13 or cuDNN 9"),
-        (NEW_CUDNN, "", "info", "does not build on CUDA 13 or cuDNN 9"),
-        (GPU, "", "info", "support is not there yet"),
-        (GPU, "/usr/bin/nvcc", "warn", "perhaps"),
+        (Cuda(), "", "info", "there is no NVIDIA device; this project runs on the CPU"),
+        (Cuda(nvcc=(13, 0), missing=""), "nvcc_path", "warn", "there is no NVIDIA device; the CPU is used"),
+        (Cuda(nvcc=(13, 0), missing=""), "ALIGN_CUDA", "fail", "there is no NVIDIA device"),
+        (NO_NVCC, "", "info", "`nvcc` was not found"),
+        (NO_NVCC, "nvcc_path", "warn", "the CPU is used"),
+        (NO_NVCC, "ALIGN_CUDA", "fail", "`nvcc` was not found"),
+        (GPU, "", "info", "can be prepared"),
+        (GPU, "nvcc_path", "warn", "was ever run on a GPU"),
+        (GPU, "ALIGN_CUDA", "warn", "was ever run on a GPU"),
     ],
 )
-def test_cuda_verdict(cuda: Cuda, asked_for: str, status: str, words: str) -> None:
-    check = doctor_info.cuda_verdict(cuda, asked_for)
-    assert check.status == status
-    assert words in check.detail
+def test_cuda_verdict(cuda: Cuda, wish: str, status: str, words: str) -> None:
+    check = doctor_info.cuda_verdict(cuda, wish)
+    assert (check.status, words in check.detail) == (status, True)
+    assert check.remedy == (f"unset {wish}" if wish else "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wish"),
+    [
+        ({}, ""),
+        ({"nvcc_path": ""}, ""),
+        ({"nvcc_path": "/usr/bin/nvcc"}, "nvcc_path"),
+        ({"ALIGN_CUDA": "0", "nvcc_path": "/usr/bin/nvcc"}, ""),
+        ({"ALIGN_CUDA": "1", "nvcc_path": "/usr/bin/nvcc"}, "ALIGN_CUDA"),
+    ],
+)
+def test_who_asks_for_cuda(variables: dict[str, str], wish: str) -> None:
+    assert doctor_info.wish_for_cuda(variables) == wish
+
+
+def test_doctor_says_what_cuda_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_info, "find_driver", lambda: ((13, 0), ("NVIDIA H100",)))
+    cuda = doctor_info.find_cuda({"nvcc_path": "/no/nvcc"})
+    rows = {check.name: check for check in doctor_info.cuda_checks(cuda, "ALIGN_CUDA")}
+    assert rows["CUDA for Jittor"].detail.startswith("cannot be prepared: the CUDA compiler `nvcc` was not found")
+    assert rows["Jittor on a GPU"].status == "fail"
 
 
 def test_index_of_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

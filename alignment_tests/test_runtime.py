@@ -41,6 +41,13 @@ def test_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
+def test_forced_variable_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nvcc_path", "of the user")
+    with runtime.environment({"nvcc_path": "a"}, {"nvcc_path": "b"}):
+        assert runtime.variable("nvcc_path", "") == "b"
+    assert runtime.variable("nvcc_path", "") == "of the user"
+
+
 def test_environment_is_given_back_after_an_error() -> None:
     before = dict(os.environ)
     with pytest.raises(KeyError), runtime.environment({"cache_name": "a"}):

@@ -20,7 +20,8 @@ def choose_device(name: str) -> str:
     """
     if name == "cuda" and not jt.has_cuda:
         raise ValueError(
-            "`--device cuda` needs a Jittor built for CUDA. Received: one for the CPU; see python -m jt_impl.doctor"
+            "`--device cuda` needs a Jittor built for CUDA. Received: one for the CPU; "
+            "export ALIGN_CUDA=1 asks for the other, and python -m jt_impl.doctor says what is missing"
         )
     jt.flags.use_cuda = int(name != "cpu" and bool(jt.has_cuda))
     return "cuda" if jt.flags.use_cuda else "cpu"

@@ -18,7 +18,7 @@ from pathlib import Path
 from jt_impl import doctor_checks as cpu
 from jt_impl import runtime
 from jt_impl.doctor_checks import Check
-from jt_impl.doctor_info import cuda_checks, find_cuda, start_index_check
+from jt_impl.doctor_info import cuda_checks, find_cuda, start_index_check, wish_for_cuda
 
 COLOURS = {"ok": "green", "info": "blue", "warn": "yellow", "fail": "bold red"}
 
@@ -33,8 +33,8 @@ def cache_checks() -> list[Check]:
     use_mkl = runtime.variable("use_mkl", "1")
     checks = [cpu.check_onednn(runtime.onednn_target(), runtime.find_onednn(), use_mkl), cpu.check_cache_folder(home)]
     try:
-        name = runtime.variable("cache_name", runtime.default_cache_name())
-    except runtime.RuntimeSetupError:  # no Jittor: said already
+        name = runtime.cache_name()
+    except runtime.RuntimeSetupError:  # no Jittor, or not the CUDA that is demanded: said elsewhere in the table
         return checks
     return [*checks, cpu.check_core(home, name, cpu.compiler_folder(runtime.variable("cc_path", "g++")))]
 
@@ -54,7 +54,7 @@ def all_checks(deep: bool = False) -> list[Check]:
     checks += compiler_checks(runtime.variable("cc_path", "g++"))
     checks += cache_checks()
     checks += [cpu.check_flags(variables), cpu.check_variables(variables), *cpu.check_machine()]
-    checks += cuda_checks(find_cuda(variables), variables.get("nvcc_path", ""))
+    checks += cuda_checks(find_cuda(variables), wish_for_cuda(variables))
     checks.append(index_check())
     return checks + (deep_checks() if deep else [])
 

@@ -28,7 +28,7 @@ SETTINGS = (
     *("JITTOR_HOME", "cache_name", "cc_path", "cc_flags", "kernel_flags", "nvcc_path", "nvcc_flags", "use_mkl"),
     *("python_config_path", "log_silent", "log_v", "debug", "enable_lto", "use_mpi", "use_nccl", "use_cutlass"),
     *("use_cutt", "use_parallel_op_compiler", "lazy_execution", "disable_lock", "OMP_NUM_THREADS"),
-    *("ALIGN_PROGRESS", "ALIGN_PRECOMPILED"),
+    *("ALIGN_PROGRESS", "ALIGN_PRECOMPILED", "ALIGN_CUDA", "CUDA_HOME", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"),
 )
 CORE_SECONDS = "3 to 6 minutes on 2 cores"
 GIB = 1024**3
@@ -194,7 +194,8 @@ def compiler_folder(command: str) -> str:
 
 def check_core(home: Path, cache_name: str, compiler: str = "*") -> Check:
     """Whether Jittor has to compile its core first. ``compiler`` is a name from ``compiler_folder``."""
-    if any(home.glob(f"jt*/{compiler}/py{platform.python_version()}/*/*/*/{cache_name}/jittor_core*.so")):
+    folder = f"jt*/{compiler}/py{platform.python_version()}/*/*/*/{cache_name}"
+    if any(next(home.glob(f"{folder}/{core}"), None) for core in ("jittor_core*.so", "cu*/jittor_core*.so")):
         return Check("Jittor's core", "ok", f"built, cache `{cache_name}`")
     detail = f"not built yet in cache `{cache_name}`: the first run does it, {CORE_SECONDS}"
     return Check("Jittor's core", "info", detail, "python -m jt_impl.runtime")

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jt_impl.cuda import toolkit
 from jt_impl.doctor_checks import Check, installed_version, output_of
 
 NVCC_PLACES = ("nvcc", "/usr/local/cuda/bin/nvcc", "/usr/bin/nvcc", "/opt/cuda/bin/nvcc")  # as Jittor looks for it
 DEFAULT_INDEX = "https://pypi.org/simple"
+UNTRIED = "nothing of this project was ever run on a GPU"
 Version = tuple[int, ...]
 
 
@@ -27,32 +29,26 @@ Version = tuple[int, ...]
 class Cuda:
     """What of CUDA this machine has; None or empty where a part is missing."""
 
-    driver: Version | None = None
+    driver: toolkit.Version | None = None
     devices: tuple[str, ...] = ()
     nvcc: Version | None = None
     nvcc_path: str | None = None
     cudnn: str | None = None
-
-    @property
-    def cudnn_major(self) -> int:
-        """9 for ``9.26.0.51`` and for ``libcudnn.so.9``; 0 where cuDNN is missing."""
-        numbers = re.findall(r"\d+", self.cudnn or "0")
-        return int(numbers[0]) if numbers else 0
+    prepared: str = ""  # what a build for CUDA would use
+    missing: str = "not looked for"  # what keeps it from being prepared; empty where nothing does
 
 
 def dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def find_driver() -> tuple[Version | None, tuple[str, ...]]:
+def find_driver() -> tuple[toolkit.Version | None, tuple[str, ...]]:
     """Version of the CUDA driver and names of its devices, asked in C without creating a context."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None, ()
-    number, count, device = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
-    library.cuDriverGetVersion(ctypes.byref(number))
-    version = (number.value // 1000, number.value % 1000 // 10)
+    version, count, device = toolkit.driver_version(), ctypes.c_int(0), ctypes.c_int(0)
     if library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return version, ()
     names = []
@@ -83,36 +79,53 @@ def find_cudnn() -> str | None:
 
 def find_cuda(variables: Mapping[str, str]) -> Cuda:
     """Ask the machine for all parts of CUDA."""
-    return Cuda(*find_driver(), *find_nvcc(variables.get("nvcc_path")), find_cudnn())
+    version, devices = find_driver()
+    prepared = missing = ""
+    try:
+        found = toolkit.find(variables)
+        prepared = found.description
+        toolkit.check_driver(version, found.version)
+    except toolkit.MissingPartError as error:
+        missing = str(error)
+    return Cuda(version, devices, *find_nvcc(variables.get("nvcc_path")), find_cudnn(), prepared, missing)
 
 
-def cuda_verdict(cuda: Cuda, asked_for: str) -> Check:
-    """Whether Jittor 1.3.11 can use this CUDA. It stands in the way of the CPU path only when it was asked for."""
-    works = False
-    if not cuda.devices:
-        why = "no: there is no NVIDIA device" + (", and with nvcc alone Jittor's core aborts" if asked_for else "")
-    elif cuda.nvcc is None:
-        why = "no: the CUDA toolkit (nvcc) is missing"
-    elif cuda.nvcc >= (13,) or cuda.cudnn_major >= 9:
-        why = "no: Jittor 1.3.11 does not build on CUDA 13 or cuDNN 9 as they come"
-    elif cuda.cudnn is None:
-        why = "no: cuDNN is missing, and Jittor's import then fails"
-    else:
-        why, works = "perhaps: the versions suit Jittor, but nothing here was tested on a GPU", True
-    if asked_for:
-        return Check("Jittor on a GPU", "warn" if works else "fail", f"{why} (nvcc_path is set)", "unset nvcc_path")
-    return Check("Jittor on a GPU", "info", f"{why}; this project runs on the CPU, its GPU support is not there yet")
+def cuda_verdict(cuda: Cuda, wish: str = "") -> Check:
+    """Whether Jittor 1.3.11 can be built for this CUDA. ``wish`` is ALIGN_CUDA or nvcc_path where one asks for it.
+
+    Only ALIGN_CUDA stands in the way of the CPU path: where nvcc_path alone cannot be fulfilled, the CPU is used.
+    """
+    name, asked = "Jittor on a GPU", f" ({wish} is set)" if wish else ""
+    if cuda.devices and not cuda.missing:
+        if wish:
+            return Check(name, "warn", f"yes, as far as compiling tells: {UNTRIED}{asked}", f"unset {wish}")
+        return Check(name, "info", f"can be prepared (export ALIGN_CUDA=1), but {UNTRIED}")
+    why = cuda.missing if cuda.devices else "there is no NVIDIA device"
+    if not wish:
+        return Check(name, "info", f"no: {why}; this project runs on the CPU")
+    if wish == "ALIGN_CUDA":
+        return Check(name, "fail", f"no: {why}{asked}", "unset ALIGN_CUDA")
+    return Check(name, "warn", f"no: {why}; the CPU is used{asked}", f"unset {wish}")
 
 
-def cuda_checks(cuda: Cuda, asked_for: str = "") -> list[Check]:
-    """Driver, toolkit, cuDNN, and what they come to. ``asked_for`` is the user's ``nvcc_path``."""
+def wish_for_cuda(variables: Mapping[str, str]) -> str:
+    """The variable that asks for CUDA, or nothing."""
+    demand = variables.get("ALIGN_CUDA", "")
+    if demand == "0":
+        return ""
+    return "ALIGN_CUDA" if demand else "nvcc_path" if variables.get("nvcc_path") else ""
+
+
+def cuda_checks(cuda: Cuda, wish: str = "") -> list[Check]:
+    """Driver, toolkit, cuDNN, what would be built with, and what it comes to."""
     driver = f"CUDA {dotted(cuda.driver)}: {', '.join(cuda.devices) or 'no device'}" if cuda.driver else "none"
-    toolkit = f"{dotted(cuda.nvcc)} at {cuda.nvcc_path}" if cuda.nvcc else "none"
+    compiler = f"{dotted(cuda.nvcc)} at {cuda.nvcc_path}" if cuda.nvcc else "none"
     return [
         Check("NVIDIA driver", "info", driver),
-        Check("nvcc", "info", toolkit),
+        Check("nvcc", "info", compiler),
         Check("cuDNN", "info", cuda.cudnn or "none"),
-        cuda_verdict(cuda, asked_for),
+        Check("CUDA for Jittor", "info", cuda.prepared or f"cannot be prepared: {cuda.missing}"),
+        cuda_verdict(cuda, wish),
     ]
 
 

@@ -25,11 +25,15 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jt_impl import precompiled
+from jt_impl.cuda import home as cuda_home
+from jt_impl.cuda.choice import Choice, choose
+from jt_impl.cuda.toolkit import MissingPartError
 
 # numpy is imported where it is used: the doctor reads this module on machines where numpy is missing or broken.
 
@@ -81,14 +85,32 @@ def package_folder(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def default_cache_name() -> str:
+def default_cache_name(cuda: str = "") -> str:
     """A name of this environment's own, since two that share one recompile each other's core.
 
     It depends on where Jittor is installed and on the flags in force, so a change of flags never meets old kernels.
+    ``cuda`` is the identity of the CUDA build (``Choice.identity``), empty for the CPU.
     """
     flags = f"{variable('cc_flags', CC_FLAGS)}|{variable('kernel_flags', KERNEL_FLAGS)}|{precompiled.text()}"
-    identity = f"{package_folder('jittor')}|{flags}"
-    return "align-" + hashlib.sha256(identity.encode()).hexdigest()[:10]
+    identity = f"{package_folder('jittor')}|{flags}" + (f"|{cuda}" if cuda else "")
+    return ("align-cuda-" if cuda else "align-") + hashlib.sha256(identity.encode()).hexdigest()[:10]
+
+
+def cuda_choice() -> Choice:
+    """The CPU, or what CUDA to build for; see ``jt_impl.cuda.choice``.
+
+    Raises:
+        RuntimeSetupError: the environment demands CUDA and something is missing.
+    """
+    try:
+        return choose(os.environ, has_nvidia_driver)
+    except (MissingPartError, ValueError) as error:
+        raise RuntimeSetupError(str(error)) from None
+
+
+def cache_name() -> str:
+    """The user's, else the one that ``load()`` chooses."""
+    return variable("cache_name", "") or default_cache_name(cuda_choice().identity(os.environ))
 
 
 def has_nvidia_driver() -> bool:
@@ -130,13 +152,29 @@ def settings() -> dict[str, str]:
         "use_cutlass": "0",
         "use_cutt": "0",
         # Without a device Jittor's core aborts in a static initialiser; with a driver but no toolkit Jittor downloads
-        # one; on CUDA 13 or cuDNN 9 it does not build. The alignment runs on the CPU: a GPU must be asked for.
+        # one; on CUDA 13 or cuDNN 9 it does not build as it comes. A GPU must be asked for: see cuda_settings.
         "nvcc_path": "",
     }
     config = python_config()
     if config is not None:
         chosen["python_config_path"] = str(config)
     return chosen
+
+
+def cuda_settings(choice: Choice) -> dict[str, str]:
+    """The variables that replace even the user's: ``nvcc_path`` names a toolkit, and Jittor gets the one prepared.
+
+    Where there is no CUDA to be used, Jittor is kept from looking for it.
+    """
+    if choice.toolkit is None:
+        return {"nvcc_path": ""} if variable("nvcc_path", "") else {}
+    try:
+        home = cuda_home.make(choice.toolkit, jittor_home() / "align_cuda")
+        cuda_home.preload(home)
+    except OSError as error:
+        raise RuntimeSetupError(f"CUDA could not be prepared: {error}") from error
+    name = default_cache_name(choice.identity(os.environ))
+    return {"nvcc_path": str(home / "bin" / "nvcc"), **({} if "cache_name" in os.environ else {"cache_name": name})}
 
 
 def find_onednn() -> tuple[Path, Path] | None:
@@ -209,19 +247,20 @@ def place_onednn() -> Path:
 
 
 @contextlib.contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set the variables that are not set yet, and take them away again afterwards.
+def environment(variables: dict[str, str], forced: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Set the variables that are not set yet, and those that are forced, and give all back afterwards.
 
-    So are the two that Jittor sets itself: child processes would take them for the user's choice.
+    So are the three that Jittor sets itself: child processes would take them for the user's choice.
     """
-    added = [name for name in variables if name not in os.environ]
-    written = [name for name in ("cache_name", "cc_path") if name not in os.environ]
-    os.environ.update({name: variables[name] for name in added})
+    names = {*variables, *forced, "cache_name", "cc_path", "cuda_arch"}
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ.update({**variables, **before, **forced})
     try:
         yield
     finally:
-        for name in {*added, *written}:
+        for name in names:
             os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -263,7 +302,7 @@ def progress(silent: bool = False) -> Iterator[None]:
         yield
         return
     command = [sys.executable, str(Path(__file__).with_name("progress.py")), str(jittor_home()), str(os.getpid())]
-    name = variable("cache_name", default_cache_name())
+    name = cache_name()
     watcher = subprocess.Popen([*command, name], stdin=subprocess.PIPE)
     try:
         yield
@@ -305,7 +344,11 @@ def load() -> Any:
         raise RuntimeSetupError(f"{CLANG_FAILS}. Received: cc_path={compiler}. Use g++: unset cc_path")
     if variable("use_mkl", "1") == "1":
         place_onednn()
-    with random_state_kept(), interpreter_kept(), environment(settings()), progress(), warnings.catch_warnings():
+    choice = cuda_choice()
+    if choice.reason:
+        print(f"{choice.reason}. Jittor uses the CPU.", file=sys.stderr)
+    chosen = environment(settings(), cuda_settings(choice))
+    with random_state_kept(), interpreter_kept(), chosen, progress(), warnings.catch_warnings():
         # Jittor's sources hold invalid escape sequences: where warnings are errors, they would not even compile.
         warnings.simplefilter("ignore")
         import jittor as module
@@ -324,6 +367,7 @@ def loaded_kernels() -> int:
 def describe() -> dict[str, Any]:
     """What a report must hold about this Jittor: version, build flags, device."""
     module = load()
+    toolkit = cuda_choice().toolkit if module.has_cuda else None
     return {
         "framework": "jittor",
         "version": module.__version__,
@@ -331,6 +375,7 @@ def describe() -> dict[str, Any]:
         "compiler": f"{module.compiler.cc_path} {module.compiler.jit_utils.get_version(module.compiler.cc_path)}",
         "kernel_flags": " ".join(module.compiler.kernel_opt_flags.split()),
         "cache": module.compiler.cache_path,
+        **({"cuda": f"{toolkit.description}, {cuda_home.FLAGS}"} if toolkit else {}),
     }
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from fixtures.cli import Parser, fail, positive
 
 CONFIG, CLASSES, SIDE = "gold_yolo_n", 3, 128
-STEPS = 3  # compared one by one
 WEIGHTS, REPORT = "best.safetensors", "report.json"
 SIDES = {"torch": "torch_ref", "jittor": "jt_impl"}
 # Three seeds of the reference: how far its own curves lie apart is what the candidate's are measured by.
@@ -39,16 +38,14 @@ def commands(folder: Path, images: int, epochs: int | None, language: str) -> li
         sizes = ["--memory-batches", "1,2,4"] if seed == 0 else ["--memory-batches", "1", "--speed-batches", "1"]
         made.append([f"{SIDES[name]}.test", "--weights", weights, "--data", yaml, *sizes, "--output-dir", str(place)])
 
-    layers, steps = folder / "layers", folder / "steps"
+    layers = folder / "layers"
     what = ["--config", CONFIG, "--num-classes", str(CLASSES), "--image-size", str(SIDE)]
     what += ["--weights", str(trained["torch", 0] / WEIGHTS), "--images", str(data / "images" / "val")]
     made.append(["alignment_tests", *what, "--output-dir", str(layers)])
-    made.append(["alignment_tests.steps", *training, "--steps", str(STEPS), "--output-dir", str(steps)])
     made.append(["alignment_tests.compare"])
     for name in SIDES:
         made[-1] += [f"--{name}", *(str(places[run]) for places in (trained, tested) for run in RUNS if run[0] == name)]
-    made[-1] += ["--layers", str(layers / REPORT), "--steps", str(steps / REPORT), "--lang", language]
-    made[-1] += ["--output-dir", str(folder / "comparison")]
+    made[-1] += ["--layers", str(layers / REPORT), "--lang", language, "--output-dir", str(folder / "comparison")]
     return made
 
 

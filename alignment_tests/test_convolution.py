@@ -95,6 +95,15 @@ def test_layers_of_one_shape_keep_their_own_weights() -> None:
     assert np.array_equal(run(first, x), -run(second, x))
 
 
+def test_weights_that_take_up_more_than_expected_still_count() -> None:
+    made = layer(16, 32, 3)
+    (x,) = arrays((1, 16, 8, 8))
+    wanted = run(made, x)
+    made.kept.weights = jt.zeros((17,))
+    assert np.array_equal(run(made, x), wanted)
+    assert np.array_equal(run(made, x), wanted)
+
+
 def test_kept_weights_are_neither_parameters_nor_copied_nor_pickled() -> None:
     made = layer(16, 16, 3)
     (x,) = arrays((1, 16, 8, 8))

@@ -140,9 +140,11 @@ RUN = f"""{SHAPE}
 """
 PRODUCT = """
     const int64 outputs = in1_shape0, channels = in1_shape1, places = in0_shape2 * in0_shape3;
-    for (int64 image = 0; image < in0_shape0; ++image)
-        dnnl_sgemm('N', 'N', outputs, places, channels, 1.f, in1_p, channels, in0_p + image * channels * places, places,
-            0.f, out_p + image * outputs * places, places);
+    for (int64 image = 0; image < in0_shape0; ++image) {
+        const auto status = dnnl_sgemm('N', 'N', outputs, places, channels, 1.f, in1_p, channels,
+            in0_p + image * channels * places, places, 0.f, out_p + image * outputs * places, places);
+        ASSERT(status == dnnl_success) << "oneDNN's product failed with status" << (int)status;
+    }
 """
 
 

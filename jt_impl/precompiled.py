@@ -6,8 +6,8 @@ import hashlib
 import os
 import shlex
 import subprocess
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,12 @@ def prepare(module: Any) -> None:
     try:
         if not compiled.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(header, HEADER)
+            with whole(header) as partial:
+                partial.write_text(HEADER, encoding="utf-8")
             # -g, since Jittor adds it to each kernel and the compiled form must be made with the same flags.
-            compile_whole([module.compiler.cc_path, *flags, "-g", "-x", "c++-header", str(header)], compiled)
+            command = [module.compiler.cc_path, *flags, "-g", "-x", "c++-header", str(header)]
+            with whole(compiled) as partial:
+                subprocess.run([*command, "-o", str(partial)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return
     module.flags.cc_flags += f' -include "{header}" '
@@ -61,25 +64,19 @@ def prepare(module: Any) -> None:
 
 def identity(source: Path, flags: Sequence[str]) -> str:
     """Changes with the flags and with Jittor's headers; g++ itself does not look whether they have changed."""
-    stated = [f"{path.relative_to(source)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in headers(source)]
+    stated = [
+        f"{path.relative_to(source)} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in sorted(source.rglob("*.h"))
+    ]
     return hashlib.sha256("\n".join([HEADER, *flags, *stated]).encode()).hexdigest()[:12]
 
 
-def headers(source: Path) -> list[Path]:
-    return sorted(source.rglob("*.h"))
-
-
-def write_whole(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
-
-
-def compile_whole(command: Sequence[str], target: Path) -> None:
-    """Other processes see the whole file or none."""
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A name to write to; afterwards the file is at ``target``. Other processes see all of it or nothing."""
     partial = target.with_suffix(f".{os.getpid()}.tmp")
     try:
-        subprocess.run([*command, "-o", str(partial)], check=True, capture_output=True)
+        yield partial
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

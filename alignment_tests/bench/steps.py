@@ -25,18 +25,22 @@ BATCHES = 4
 MARK = "steps: "  # in front of an answer; Jittor prints to standard output too
 
 
-def make_pass(package: str, config_name: str, side: int, batch_size: int) -> Callable[[], None]:
-    """A forward pass of a fused model with seeded weights; it has ended on return."""
+def seeded_model(package: str, config_name: str) -> Any:
     import converters
     from fixtures.config import load_config
-    from fixtures.images import drawn_images
     from fixtures.seeded import seeded_state
 
-    module = importlib.import_module(package)
-    model = module.build_model(load_config(config_name))
+    model = importlib.import_module(package).build_model(load_config(config_name))
     shapes = {name: array.shape for name, array in converters.read_state(model).items()}
     converters.load_into(model, seeded_state(shapes))
-    model = module.fuse(model)
+    return model
+
+
+def make_pass(package: str, config_name: str, side: int, batch_size: int) -> Callable[[], None]:
+    """A forward pass of a fused model with seeded weights; it has ended on return."""
+    from fixtures.images import drawn_images
+
+    model = importlib.import_module(package).fuse(seeded_model(package, config_name))
     model.eval()
     images = drawn_images(batch_size, (side, side))
     if package == "torch_ref":
@@ -63,16 +67,12 @@ def make_pass(package: str, config_name: str, side: int, batch_size: int) -> Cal
 
 def make_step(package: str, config_name: str, side: int, batch_size: int) -> Callable[[], None]:
     """A step of a fresh model with seeded weights on drawn scenes; each ends in an update, and has ended on return."""
-    import converters
     from fixtures.config import load_config
     from fixtures.images import drawn_boxes, drawn_images
     from fixtures.schedule import Schedule
-    from fixtures.seeded import seeded_state
 
     module, config = importlib.import_module(package), load_config(config_name)
-    model = module.build_model(config)
-    shapes = {name: array.shape for name, array in converters.read_state(model).items()}
-    converters.load_into(model, seeded_state(shapes))
+    model = seeded_model(package, config_name)
     schedule = Schedule(config.solver, batch_size, 400, 300)
     trainer = module.Trainer(model, config, side, batch_size, schedule, accumulate=1)
     batches = [(drawn_images(batch_size, (side, side), n), drawn_boxes(batch_size, n)) for n in range(BATCHES)]

@@ -279,16 +279,16 @@ class StepJudge:
         found = []
         for index, name in enumerate(causal_order(self.names)):
             for precision in PRECISIONS:
-                if (name, precision) in self.undecided and (name, precision) not in self.accumulated:
-                    reason = "in no step did all sides decide alike in any image, so nothing was compared"
-                    self.accumulated[name, precision] = (Comparison(False, reason, (), "", 0), 0)
-                if (name, precision) in self.accumulated or (name, precision) in self.isolated:
+                if any((name, precision) in kept for kept in (self.accumulated, self.isolated, self.undecided)):
                     found.append(self._row(index, name, precision, kinds))
         return tuple(found)
 
     def _row(self, index: int, name: str, precision: str, kinds: Mapping[str, str]) -> Row:
         key = (name, precision)
         accumulated, isolated = self.accumulated.get(key), self.isolated.get(key)
+        if accumulated is None and key in self.undecided:
+            reason = "in no step did all sides decide alike in any image, so nothing was compared"
+            accumulated = (Comparison(False, reason, (), "", 0), 0)
         pardoned = precision == "float32" and self._pardoned(name, accumulated)
         failed = [c for c in (isolated, None if pardoned else accumulated) if c is not None and not c[0].passed]
         shown = failed[0] if failed else accumulated or isolated

@@ -12,7 +12,7 @@ import torch
 
 from fixtures.seeded import uniform
 from jt_impl import convolution, mixed
-from jt_impl.layers import Conv2d
+from jt_impl.layers import Conv2d, Identity, ReLU, chained
 from jt_impl.runtime import jittor as jt
 
 # images, channels, rows, columns, outputs, kernel, stride
@@ -123,3 +123,40 @@ def test_it_is_left_where_gradients_precision_or_device_ask_for_it() -> None:
         assert not convolution.applies(x.float64())
         with mixed.autocast():
             assert not convolution.applies(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_relu_in_the_same_pass_gives_the_same_bits(shape: tuple[int, ...], bias: bool) -> None:
+    images, channels, rows, columns, outputs, kernel, stride = shape
+    made = layer(channels, outputs, kernel, stride, bias)
+    (x,) = arrays((images, channels, rows, columns))
+    with jt.no_grad():
+        apart = ReLU()(made(jt.array(x))).numpy()
+        joined = chained(jt.array(x), made, Identity(), ReLU()).numpy()
+    assert np.array_equal(joined, apart)
+    assert (apart == 0).any()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_nan_survives_relu_in_the_same_pass(kernel: int) -> None:
+    made = layer(16, 16, kernel)
+    (x,) = arrays((1, 16, 8, 8))
+    x[0, 3, 4, 4] = np.nan
+    with jt.no_grad():
+        apart = ReLU()(made(jt.array(x))).numpy()
+        joined = chained(jt.array(x), made, ReLU()).numpy()
+    assert np.isnan(joined).any()
+    assert np.array_equal(joined, apart, equal_nan=True)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_hook_in_the_chain_is_called(where: int) -> None:
+    made: list[Any] = [layer(16, 16, 3), Identity(), ReLU()]
+    (x,) = arrays((1, 16, 8, 8))
+    seen: list[Any] = []
+    with jt.no_grad():
+        wanted = chained(jt.array(x), *made).numpy()
+        made[where].register_forward_hook(lambda module, inputs, output: seen.append(output.numpy()))
+        assert np.array_equal(chained(jt.array(x), *made).numpy(), wanted)
+    assert len(seen) == 1

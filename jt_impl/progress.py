@@ -17,16 +17,27 @@ INTERVAL = 0.5  # seconds between two looks
 LINE_INTERVAL = 15.0  # seconds between two lines where the output is not a terminal, such as a log file
 
 
-def compiled(caches: list[Path], folder: str, suffix: str, since: float) -> int:
-    """Files written since ``since`` in that folder of the caches."""
-    count = 0
-    for cache in caches:
+class Counter:
+    """Counts the files written since ``since`` in a folder of the caches."""
+
+    def __init__(self, folder: str, suffix: str, since: float) -> None:
+        self.folder, self.suffix, self.since = folder, suffix, since
+        self.known: dict[Path, tuple[int, int]] = {}  # time of the last change, count
+
+    def count(self, caches: list[Path]) -> int:
+        return sum(self.count_in(cache / self.folder) for cache in caches)
+
+    def count_in(self, folder: Path) -> int:
+        """Looks at the files only when the folder has changed: a cache holds thousands."""
         try:
-            with os.scandir(cache / folder) as entries:
-                count += sum(e.name.endswith(suffix) and e.stat().st_mtime >= since for e in entries)
+            changed = folder.stat().st_mtime_ns
+            if self.known.get(folder, (None, 0))[0] != changed:
+                with os.scandir(folder) as entries:
+                    count = sum(e.name.endswith(self.suffix) and e.stat().st_mtime >= self.since for e in entries)
+                self.known[folder] = changed, count
         except OSError:  # not there yet, or a file moved away under us
-            continue
-    return count
+            pass
+        return self.known.get(folder, (0, 0))[1]
 
 
 def find_caches(home: Path, name: str) -> list[Path]:
@@ -56,6 +67,7 @@ def main() -> None:
     home, parent, name = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     terminal = sys.stderr.isatty()
     start, last_line, shown = time.time(), float("-inf"), (0, 0)
+    objects, kernels = Counter("obj_files", ".o", start), Counter("jit", ".so", start)
     ending = stopped(parent)
     if not ending and not core_is_built(find_caches(home, name)):
         print(
@@ -66,7 +78,7 @@ def main() -> None:
     while not ending:
         ending = stopped(parent)
         caches = find_caches(home, name)
-        now = (compiled(caches, "obj_files", ".o", start), compiled(caches, "jit", ".so", start))
+        now = (objects.count(caches), kernels.count(caches))
         seconds = time.time() - start
         if now == shown or not (terminal or ending or seconds - last_line >= LINE_INTERVAL):
             continue

@@ -6,6 +6,8 @@ CONFIG ?= gold_yolo_s
 SIZE ?= 640
 IMAGES ?=
 PYTEST_ARGS ?=
+# Processes that pytest spreads the suite over, each with up to 5 GB of memory; 0 is one, without pytest-xdist.
+WORKERS ?= 2
 LANGUAGE ?= en
 
 VENV := .venv
@@ -18,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  options: PYTHON=$(PYTHON) CONFIG=$(CONFIG) SIZE=$(SIZE) IMAGES=folder PYTEST_ARGS=\"-k name\""
+	@echo "  options: PYTHON=$(PYTHON) CONFIG=$(CONFIG) SIZE=$(SIZE) IMAGES=folder PYTEST_ARGS=\"-k name\" WORKERS=$(WORKERS)"
 
 setup: $(INSTALLED) ## Make .venv, install everything, compile Jittor (minutes, once per machine)
 	@$(RUN) -m jt_impl.runtime
@@ -30,7 +32,7 @@ test: setup ## Run ruff, mypy and pytest
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (minutes)
 	$(RUN) -m alignment_tests.demo --output-dir experiments/demo --lang $(LANGUAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pytest
 
 from jt_impl.runtime import progress
 
-pytest_plugins = ["alignment_tests.harness.plugin"]
+pytest_plugins = ["alignment_tests.harness.plugin", "alignment_tests.harness.sharding"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_progress(request: pytest.FixtureRequest) -> Iterator[None]:
     """What Jittor compiles, on the real stderr: a first run compiles for minutes."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
-    context = progress()
+    context = progress(silent=os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0")  # the workers share one cache
     with capture.global_and_fixture_disabled():
         context.__enter__()
     yield

@@ -1,8 +1,9 @@
-"""Dump one side of a comparison, or compare two dumps.
+"""Dump one side of a comparison, compare two dumps, or merge the reports of a sharded suite.
 
 python -m alignment_tests.harness dump --model package.module:function --inputs inputs.safetensors --output-dir DIR
 python -m alignment_tests.harness dump --model ... --inputs ... --reference DIR --output-dir OTHER
 python -m alignment_tests.harness compare DIR OTHER --output-dir reports/mine
+python -m alignment_tests.harness merge reports/part1 reports/part2 --output-dir reports/suite
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from safetensors.numpy import load_file
 
 from alignment_tests.harness.offline import compare, dump
 from alignment_tests.harness.render import print_report
+from alignment_tests.harness.suite import merge
+from alignment_tests.harness.suite import table as suite_table
 
 EXIT_DIVERGED, EXIT_BAD_INPUT = 1, 2
 
@@ -43,6 +46,9 @@ def arguments() -> argparse.ArgumentParser:
     two.add_argument("candidate", type=Path)
     two.add_argument("--output-dir", "--output_dir", type=Path, default=Path("reports/offline"))
     two.add_argument("--baseline", type=Path, help="older report.json to show the drift against")
+    three = commands.add_parser("merge", help="one page of the reports of `pytest --shard` on several machines")
+    three.add_argument("parts", type=Path, nargs="+", help="folders that `pytest --alignment-reports` wrote")
+    three.add_argument("--output-dir", "--output_dir", required=True, type=Path)
     return parser
 
 
@@ -82,10 +88,17 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0 if report.aligned else EXIT_DIVERGED
 
 
+def run_merge(options: argparse.Namespace) -> int:
+    entries = merge(options.parts, options.output_dir)
+    print(suite_table(entries), end="")
+    print(f"\nsuite: {options.output_dir}")
+    return 0 if all(entry["aligned"] for entry in entries) else EXIT_DIVERGED
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     try:
-        return {"dump": run_dump, "compare": run_compare}[options.command](options)
+        return {"dump": run_dump, "compare": run_compare, "merge": run_merge}[options.command](options)
     except (ValueError, OSError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

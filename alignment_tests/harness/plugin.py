@@ -43,7 +43,8 @@ def check_alignment(
             record_property(name, value)
         folder = request.config.getoption("--alignment-reports")
         if folder is not None:
-            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in request.node.name).strip("-")
+            test = f"{request.node.path.stem}-{request.node.name}"
+            name = "".join(c if c.isalnum() or c in "-_." else "-" for c in test).strip("-")
             report.save(folder / name)
         report.raise_if_diverged()
 

@@ -1,0 +1,110 @@
+"""Parts of a suite: each test in exactly one, and the merged page is that of a single run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from alignment_tests.harness import suite
+from alignment_tests.harness.__main__ import main
+from alignment_tests.harness.sharding import assign, parse_shard, threads_per_worker
+
+SUITE = """
+import numpy as np, pytest, torch
+from alignment_tests.harness import align
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_{name}(size, check_alignment):
+    torch.manual_seed(size)
+    model = torch.nn.Linear(4, size)
+    check_alignment(align(model, model, np.ones((2, 4), np.float32), title=f"{name} {{size}}"))
+"""
+PLUGINS = ["-p", "alignment_tests.harness.plugin", "-p", "alignment_tests.harness.sharding", "-p", "no:cacheprovider"]
+
+
+def run_suite(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(folder), *PLUGINS, *options, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite of three files, run whole and in two parts."""
+    made = tmp_path_factory.mktemp("suite")
+    for name in ("first", "second", "third"):
+        (made / f"test_{name}.py").write_text(SUITE.format(name=name))
+    for name, options in {"whole": (), "part1": ("--shard", "1/2"), "part2": ("--shard", "2/2")}.items():
+        done = run_suite(made, "--alignment-reports", str(made / name), *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return made
+
+
+def test_parts_hold_each_report_once(folder: Path) -> None:
+    parts = [{report.parent.name for report in suite.find_reports(folder / name)} for name in ("part1", "part2")]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {report.parent.name for report in suite.find_reports(folder / "whole")}
+    assert sorted(map(len, parts)) == [2, 4]
+
+
+def test_merged_parts_equal_the_whole(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "merged"
+    assert main(["merge", str(folder / "part2"), str(folder / "part1"), "--output-dir", str(target)]) == 0
+    for name in (suite.PAGE, suite.TABLE):
+        assert (target / name).read_text() == (folder / "whole" / name).read_text()
+    assert "6 of 6 reports aligned" in capsys.readouterr().out
+    assert (target / "test_first-test_first-2" / "report.html").is_file()
+
+
+def test_a_report_that_is_not_aligned_shows(folder: Path, tmp_path: Path) -> None:
+    part, target = tmp_path / "part", tmp_path / "merged"
+    copy = part / "test_first-test_first-2"
+    copy.mkdir(parents=True)
+    data = json.loads((folder / "whole" / copy.name / suite.REPORT).read_text())
+    (copy / suite.REPORT).write_text(json.dumps({**data, "aligned": False}))
+    assert main(["merge", str(part), "--output-dir", str(target)]) == 1
+    assert "not aligned" in (target / suite.TABLE).read_text()
+
+
+def test_different_reports_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "part" / "test_first-test_first-2"
+    copy.mkdir(parents=True)
+    text = (folder / "whole" / copy.name / suite.REPORT).read_text()
+    (copy / suite.REPORT).write_text(text.replace("first 2", "another"))
+    with pytest.raises(ValueError, match="different reports of one name"):
+        suite.merge([folder / "whole", tmp_path / "part"], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_empty_part_and_an_existing_target_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each part must be a folder"):
+        suite.merge([tmp_path], tmp_path / "merged")
+    with pytest.raises(ValueError, match="must not exist yet"):
+        suite.merge([folder / "part1"], tmp_path)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_files_are_spread_by_the_number_of_tests(shards: int) -> None:
+    tests = {"a.py": 9, "b.py": 5, "c.py": 4, "d.py": 1, "e.py": 1}
+    chosen = assign(tests, shards)
+    assert set(chosen) == set(tests)
+    loads = Counter(dict.fromkeys(range(1, shards + 1), 0))
+    for file, shard in chosen.items():
+        loads[shard] += tests[file]
+    assert max(loads.values()) <= max(9, 20 // shards + 1)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/2", "3/2", "1/0", "a/b", "-1/2"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be PART/PARTS"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (16, 2, 8), (2, 4, 1)])
+def test_workers_share_the_cores(cores: int, workers: int, threads: int) -> None:
+    assert threads_per_worker(cores, workers) == threads

@@ -9,7 +9,7 @@ import pytest
 
 from jt_impl.runtime import progress
 
-pytest_plugins = ["alignment_tests.harness.plugin"]
+pytest_plugins = ["alignment_tests.harness.plugin", "alignment_tests.bench.plugin"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,6 @@ pytest --benchmark-only --benchmark-json figures.json
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,10 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def named(benchmark: Any, case: Case) -> Iterator[None]:
+def named(benchmark: Any, case: Case) -> None:
     """pytest-benchmark's tables put the contenders of a case side by side."""
     benchmark.group = case.name
-    yield
 
 
 @pytest.mark.benchmark(timer=REPLAY.read)

@@ -7,16 +7,28 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from alignment_tests.bench import rounds
 from alignment_tests.bench.cases import Case, Contender
 from alignment_tests.bench.workers import Starter, Worker, WorkerError
 
-AnyWorker = Worker | Starter
-Start = Callable[..., AnyWorker]
+
+class Fighter(Protocol):
+    """What a duel needs of a worker; every method may raise WorkerError."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def ready(self) -> dict[str, Any]: ...
+
+    def take(self, steps: int) -> dict[str, Any]: ...
+
+
+Start = Callable[..., AbstractContextManager[Fighter]]
 
 
 @dataclass
@@ -84,21 +96,20 @@ def fight(
         environment: more variables for all of them.
     """
     begun, load = time.monotonic(), os.getloadavg()[0]
-    make = start or (Starter if case.fresh_processes else Worker)
+    make: Start = start or (Starter if case.fresh_processes else Worker)
     outcomes = {one.name: Outcome(one) for one in contenders}
     with ExitStack() as stack:
-        workers = {
-            one.name: stack.enter_context(make(case, one, environment, deadline)) for one in contenders
-        }  # all at once: importing a framework takes seconds
-        running = {name: (worker, outcomes[name]) for name, worker in workers.items()}
-        for worker, outcome in running.values():
-            attempt(outcome, lambda w=worker, o=outcome: warm_up(w, o, case))
+        # All at once: importing a framework takes seconds.
+        workers = {one.name: stack.enter_context(make(case, one, environment, deadline)) for one in contenders}
+        fighters = [(worker, outcomes[name]) for name, worker in workers.items()]
+        for worker, outcome in fighters:
+            attempt(outcome, partial(warm_up, worker, outcome, case))
         steps = steps_of(case, outcomes.values())
         for done in range(case.rounds):
             if not rounds.may_go_on(deadline - time.monotonic(), done):
                 break
-            for worker, outcome in running.values():
-                attempt(outcome, lambda w=worker, o=outcome: timed_round(w, o, steps))
+            for worker, outcome in fighters:
+                attempt(outcome, partial(timed_round, worker, outcome, steps))
         if case.device == "cuda":
             add_driver_memory({name: worker.pid for name, worker in workers.items()}, outcomes)
     return Duel(case, outcomes, time.monotonic() - begun, load)
@@ -114,7 +125,7 @@ def attempt(outcome: Outcome, work: Callable[[], None]) -> None:
         outcome.failed, outcome.out_of_memory, outcome.times = str(error), error.out_of_memory, []
 
 
-def warm_up(worker: AnyWorker, outcome: Outcome, case: Case) -> None:
+def warm_up(worker: Fighter, outcome: Outcome, case: Case) -> None:
     """Single steps until the rule says that it is warm; of new processes one, which fills the caches on disk."""
     ready = worker.ready()
     outcome.facts = ready["facts"]
@@ -136,7 +147,7 @@ def steps_of(case: Case, outcomes: Any) -> int:
     return 1 if case.fresh_processes or not known else rounds.steps_per_round(min(known))
 
 
-def timed_round(worker: AnyWorker, outcome: Outcome, steps: int) -> None:
+def timed_round(worker: Fighter, outcome: Outcome, steps: int) -> None:
     figures = worker.take(steps)
     outcome.times.append(figures["seconds"] / steps)
     outcome.steps = steps
@@ -172,12 +183,14 @@ def parse_driver_memory(text: str) -> dict[int, int]:
     return {int(row[0]): int(row[1]) * 2**20 for row in rows if len(row) == 2 and all(map(str.isdigit, row))}
 
 
-def find_limit(case: Case, contenders: Sequence[Contender], *, deadline: float = float("inf"), most: int = 2048) -> Duel:
+def find_limit(
+    case: Case, contenders: Sequence[Contender], *, deadline: float = float("inf"), most: int = 2048
+) -> Duel:
     """For each contender the largest batch of a training step that fits; every try is a process of its own."""
     begun, load = time.monotonic(), os.getloadavg()[0]
     outcomes = {one.name: Outcome(one) for one in contenders}
     for one in contenders:
-        attempt(outcomes[one.name], lambda o=outcomes[one.name]: try_batches(case, o, deadline, most))
+        attempt(outcomes[one.name], partial(try_batches, case, outcomes[one.name], deadline, most))
     return Duel(case, outcomes, time.monotonic() - begun, load)
 
 

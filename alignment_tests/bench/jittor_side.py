@@ -16,6 +16,7 @@ from alignment_tests.bench.cases import Case
 from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.capture import capture, run_plain
 from fixtures.config import load_config
+from fixtures.images import drawn_boxes
 from jt_impl import devices, mixed
 from jt_impl.postprocess import non_max_suppression
 from jt_impl.runtime import jittor as jt
@@ -92,7 +93,7 @@ def assigner(side: JittorSide) -> Step:
     loss: Any = jt_impl.build_loss(side.config, side.case.side)
     scores, distances = (side.tensor(array) for array in inputs.head_outputs(side.case, side.config))
     features = [side.tensor(maps) for maps in inputs.feature_maps(side.case, side.config)]
-    targets = inputs.drawn_boxes(side.case.batch)
+    targets = drawn_boxes(side.case.batch)
 
     def step() -> None:
         made = loss.assign((features, scores, distances), targets)

@@ -26,7 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     sizes = {grid: ", ".join(describe(grid, device) for device in DEVICES) for grid in GRIDS}
     group = parser.getgroup("performance suite", "performance suite (with --benchmark-only)")
     group.addoption(
-        "--bench-device", choices=DEVICES, default="cpu", help=f"where both frameworks compute (default: cpu). {ONLY_CUDA}"
+        "--bench-device",
+        choices=DEVICES,
+        default="cpu",
+        help=f"where both frameworks compute (default: cpu). {ONLY_CUDA}",
     )
     group.addoption(
         "--bench-grid",

@@ -18,6 +18,7 @@ from alignment_tests.bench.cases import Case
 from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.capture import capture, run_plain
 from fixtures.config import load_config
+from fixtures.images import drawn_boxes
 from torch_ref import devices
 from torch_ref.postprocess import non_max_suppression
 
@@ -104,7 +105,7 @@ def assigner(side: TorchSide) -> Step:
     loss: Any = torch_ref.build_loss(side.config, side.case.side)
     scores, distances = (side.tensor(array) for array in inputs.head_outputs(side.case, side.config))
     features = [side.tensor(maps) for maps in inputs.feature_maps(side.case, side.config)]
-    targets = inputs.drawn_boxes(side.case.batch)
+    targets = drawn_boxes(side.case.batch)
     return lambda: loss.assign((features, scores, distances), targets)
 
 

@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from alignment_tests.bench.caches import empty_cache
 from alignment_tests.bench.cases import Case, Contender
 from alignment_tests.bench.worker import MARK
 
@@ -128,10 +130,8 @@ class Worker:
         """End the process: by itself, else with all that it started."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended
             self.process.stdin.close()
-        except BrokenPipeError:  # it has ended
-            pass
         try:
             self.process.wait(timeout=PATIENCE if time.monotonic() < self.deadline else 1.0)
         except subprocess.TimeoutExpired:
@@ -169,15 +169,14 @@ class Starter:
         return {"seconds": 0.0, "kernels": 0, "memory": {}, "facts": {}}
 
     def take(self, steps: int) -> dict[str, Any]:
-        seconds, figures, facts = 0.0, {}, {}
-        for _ in range(steps):
+        """One start, whatever ``steps`` says."""
+        with empty_cache() if self.case.what == "cold-start" else nullcontext() as cache:
+            environment = {**(self.environment or {}), **({"cache_name": cache} if cache else {})}
             start = time.perf_counter()
-            work = Case("inference", **{k: v for k, v in asdict(self.case).items() if k != "what"})
-            with Worker(work, self.contender, self.environment, self.deadline) as worker:
-                facts = worker.ready()["facts"]
-                figures = worker.take(1)
-                seconds += time.perf_counter() - start
-            self.compiled += figures["compiled"]
+            with Worker(replace(self.case, what="inference"), self.contender, environment, self.deadline) as worker:
+                facts, figures = worker.ready()["facts"], worker.take(1)
+                seconds = time.perf_counter() - start
+        self.compiled += figures["compiled"]
         return {"seconds": seconds, "kernels": self.compiled, "memory": figures["memory"], "facts": facts}
 
     def __enter__(self) -> Starter:

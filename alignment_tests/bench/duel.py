@@ -72,10 +72,10 @@ class Duel:
     load: float  # average of the machine before, processes
 
     def ratios(self, outcome: Outcome) -> list[float]:
-        """To the contender's baseline, round by round; empty where that has no valid times."""
+        """To the contender's baseline, round by round; empty where that has no valid times, or other batches."""
         other = self.outcomes.get(outcome.contender.baseline)
         compiling = self.case.what == "cold-start"
-        if other is None or other.failed or other.void_reason(compiling) or outcome.failed:
+        if self.case.what == "limit" or other is None or other.failed or other.void_reason(compiling) or outcome.failed:
             return []
         return rounds.ratios(outcome.times, other.times)
 

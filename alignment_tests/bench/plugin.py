@@ -133,6 +133,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["not_run"] = config.stash[SUITE].not_run
+
+
 def missing(not_run: dict[str, str]) -> Iterator[str]:
     """Every case that was not run, by name, with the reason."""
     if not_run:

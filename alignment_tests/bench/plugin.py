@@ -6,6 +6,7 @@ suite are called ``bench_*.py``, so that neither run imports the other's.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -97,8 +98,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUITE] = Suite(seconds)
     if hasattr(config.option, "benchmark_skip") and not only_benchmarks(config):
         config.option.benchmark_skip = True
-    if only_benchmarks(config) and config.getoption("bench_device") == "cuda":
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not only_benchmarks(session.config):
+        return
+    if session.config.getoption("bench_device") == "cuda":
         check_cuda()
+    # Whoever ends the run early, as ``timeout`` does, still gets the file of what was measured so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def check_cuda() -> None:

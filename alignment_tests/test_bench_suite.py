@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignment_tests.bench import duel, plugin, rounds
+from alignment_tests.bench import duel, plugin, rounds, training
 from alignment_tests.bench.cases import CHANNELS_LAST, COMPILE, EAGER, JITTOR, Case
 from alignment_tests.bench.duel import Duel
 from alignment_tests.bench.workers import Worker, WorkerError
@@ -139,6 +139,18 @@ def test_a_real_duel_of_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [outcome.facts["framework"] for outcome in made.outcomes.values()] == ["pytorch", "jittor"]
     assert made.outcomes["jittor"].kernels[0] > 0
     assert len(made.ratios(made.outcomes["jittor"])) == CASE.rounds
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_make_bench_takes_its_figures_from_a_duel(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fight", lambda case, both: planted_fight(case, both, float("inf")))
+    case = replace(CASE, batch=batch)
+    if batch == 2:
+        with pytest.raises(RuntimeError, match="Jittor: the times are void: 1 kernels"):
+            training.in_turn("inference", case)
+        return
+    found = training.in_turn("inference", case)
+    assert found["inference, gold_yolo_n 64x64, batch 1, Jittor over PyTorch"]["ratio"] == 2.0
 
 
 def test_a_worker_that_fails_says_why() -> None:

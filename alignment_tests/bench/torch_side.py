@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch._dynamo.utils import counters
 
 import converters
 import torch_ref
@@ -55,6 +54,10 @@ class TorchSide:
 
     def graphs(self) -> int:
         """Graphs that ``torch.compile`` has made so far."""
+        if self.setting != "compile":
+            return 0
+        from torch._dynamo.utils import counters  # seconds, which the others' starts must not wait for
+
         return int(counters["stats"]["unique_graphs"])
 
     def memory(self) -> dict[str, int]:

@@ -42,14 +42,10 @@ def make_side(package: str, setting: str, case: dict[str, Any], folder: str) -> 
     return made(Case(**case), setting, Path(folder))
 
 
-def kernel_files() -> list[str]:
-    """Kernels of Jittor that this process has loaded."""
-    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    return sorted({line.split()[-1] for line in lines if "/jit/" in line and line.endswith(".so")})
-
-
 def answer(side: Any, seconds: float, since: float, **more: Any) -> None:
     """One line: what ``seconds`` were taken for, and what the process holds."""
+    from jt_impl.runtime import kernel_files  # Jittor itself is not imported by it
+
     kernels = kernel_files()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     write(

@@ -23,7 +23,8 @@ from alignment_tests.bench.worker import MARK
 SCRIPT = Path(__file__).with_name("worker.py")
 PATIENCE = 30.0  # seconds to go on after a deadline, or to end by itself
 LOOK = 1.0  # seconds between two looks at a silent process
-HIDDEN = ("OMP_WAIT_POLICY",)  # alone in its process a framework gets the thread settings that its users have
+# Alone in its process a framework gets the thread settings that its users have; TF32 is decided by the case.
+HIDDEN = ("OMP_WAIT_POLICY", "NVIDIA_TF32_OVERRIDE")
 
 
 class WorkerError(RuntimeError):
@@ -36,12 +37,13 @@ class WorkerError(RuntimeError):
 
 def environment_of(case: Case, more: Mapping[str, str]) -> dict[str, str]:
     """The user's, with what decides device and TF32 set before the framework is loaded."""
-    chosen = {"ALIGN_PROGRESS": "0"}
+    made = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+    made["ALIGN_PROGRESS"] = "0"
     if case.device == "cuda":
-        chosen["ALIGN_CUDA"] = "1"
-        chosen["NVIDIA_TF32_OVERRIDE"] = "0" if case.precision == "float32" else ""
-    inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-    return {name: value for name, value in (inherited | chosen | dict(more)).items() if value or name not in chosen}
+        made["ALIGN_CUDA"] = "1"
+        if case.precision == "float32":
+            made["NVIDIA_TF32_OVERRIDE"] = "0"
+    return made | dict(more)
 
 
 class Worker:

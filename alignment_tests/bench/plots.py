@@ -1,4 +1,4 @@
-"""The performance suite's picture: time and memory of every contender over PyTorch eager's."""
+"""The performance suite's picture: time and memory of every contender over its baseline's, PyTorch eager in most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DPI = 150
 MOST_CASES = 30  # that are drawn; the table has all
 MARKS: dict[str, tuple[str, str]] = {
     "jittor": ("o", BLUE),
-    "jittor-captured": ("o", BLUE),
+    "jittor-captured": ("*", BLUE),
     "pytorch-captured": ("s", MUTED),
     "pytorch-compile": ("^", ORANGE),
     "pytorch-channels-last": ("D", GREEN),
@@ -33,8 +33,8 @@ def performance(figures: Mapping[str, Any]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.4 + 0.34 * max(len(drawn), 4)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        draw(left, drawn, "ratio", "time of a step over PyTorch eager's (median and quartiles of the rounds' ratios)")
-        draw(right, drawn, "memory_ratio", "peak memory over PyTorch eager's")
+        draw(left, drawn, "ratio", "time of a step over the baseline's (median, quartiles)")
+        draw(right, drawn, "memory_ratio", "peak memory over the baseline's")
         more = f" · {len(cases) - len(drawn)} further cases are in the table" if len(cases) > len(drawn) else ""
         handles = {one.get_label(): one for one in left.collections if not str(one.get_label()).startswith("_")}
         if handles:

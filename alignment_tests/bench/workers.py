@@ -128,14 +128,14 @@ class Worker:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return WorkerError(f"its process ended with code {code}: {lines[-1][:300] if lines else 'it said nothing'}")
 
-    def close(self) -> None:
-        """End the process: by itself, else with all that it started."""
+    def close(self, patience: float = PATIENCE) -> None:
+        """End the process: by itself, else after so many seconds with all that it started."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):  # it has ended
             self.process.stdin.close()
         try:
-            self.process.wait(timeout=PATIENCE if time.monotonic() < self.deadline else 1.0)
+            self.process.wait(timeout=patience if time.monotonic() < self.deadline else 1.0)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -145,8 +145,8 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(PATIENCE if kind is None else 1.0)  # whoever broke off does not want to wait
 
 
 class Starter:

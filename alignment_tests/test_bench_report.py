@@ -14,7 +14,7 @@ from alignment_tests.bench import report
 from alignment_tests.bench.cases import COMPILE, EAGER, JITTOR, WORK, Case
 from alignment_tests.bench.duel import Duel, Outcome
 from alignment_tests.bench.entry import extra_info
-from alignment_tests.bench.figures import read_performance
+from alignment_tests.bench.figures import read_performance, short
 from alignment_tests.comparison import accuracy, page
 from alignment_tests.synthetic_runs import clean, command, write
 
@@ -55,6 +55,13 @@ def test_a_row_has_time_ratio_memory_environment_and_commit(tmp_path: Path) -> N
     assert (row["environment"], row["commit"]) == ("A", "abc123")
 
 
+@pytest.mark.parametrize(
+    ("commit", "shown"), [("a" * 40, "a" * 12), ("a" * 40 + "+changes", "a" * 12 + "+changes"), ("unknown", "unknown")]
+)
+def test_a_shortened_commit_still_tells_of_changes(commit: str, shown: str) -> None:
+    assert short(commit) == shown
+
+
 def test_equal_environments_share_a_letter(tmp_path: Path) -> None:
     found = read_performance(document(tmp_path))["environments"]
     assert list(found) == ["A"]
@@ -69,6 +76,7 @@ def test_the_report_has_three_files_and_says_what_is_missing(tmp_path: Path) -> 
     assert "| jittor | 100 | 100 … 150 | 40 | 0.500 | 0.500 … 0.500 | 7 | 100 | – | – | – | A | abc123 |" in text
     assert "Not measured: pytorch-compile: no <compiler>" in text
     assert "- nms: no time" in text
+    assert "Load average of the machine before: 0.50." in text
     assert json.loads((folder / report.JSON).read_text())["cases"][0]["name"] == CASE.name
     with Image.open(folder / report.PICTURE) as picture:
         assert picture.size[0] > 1000

@@ -61,7 +61,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _case(info: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("what", "work", "config", "form", "device", "precision", "batch", "image_size", "not_measured")
-    return {"name": info["case"], **{key: info[key] for key in keys}, "rows": []}
+    return {
+        "name": info["case"],
+        **{key: info[key] for key in keys},
+        "load_average": info["load_average_before"],
+        "rows": [],
+    }
 
 
 def _row(info: Mapping[str, Any], environment: str) -> dict[str, Any]:
@@ -83,9 +88,9 @@ def _row(info: Mapping[str, Any], environment: str) -> dict[str, Any]:
         "memory_bytes": info["memory_bytes"],
         "largest_batch": info.get("largest_batch"),
         "first_that_fails": info.get("first_that_fails"),
-        "load_average": info["load_average_before"],
         "environment": environment,
         "commit": info["commit"],
+        "short_commit": short(info["commit"]),
     }
 
 
@@ -109,6 +114,11 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[f"{prefix}{key}"] = str(value)
     return found
+
+
+def short(commit: str) -> str:
+    """Twelve digits of the hash, and whether files differed from it."""
+    return commit[:12] + ("+changes" if commit.endswith("+changes") else "")
 
 
 def _letter(environments: dict[str, dict[str, str]], facts: dict[str, str]) -> str:

@@ -54,7 +54,7 @@ def origin(figures: Mapping[str, Any]) -> str:
     """Processors and commits, in a line."""
     facts = figures["environments"].values()
     places = dict.fromkeys(one.get("gpu") or one.get("processor") or "unknown" for one in facts)
-    commits = dict.fromkeys(row["commit"][:20] for case in figures["cases"] for row in case["rows"])
+    commits = dict.fromkeys(row["short_commit"] for case in figures["cases"] for row in case["rows"])
     return f"{', '.join(places)} · commit {', '.join(commits)}"
 
 

@@ -39,7 +39,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "bare one."
     yield "Memory is the peak of the process's life. The letter names the environment below."
     for case in figures["cases"]:
-        yield from ["", f"## {case['name']}", "", f"{case['work'][0].upper()}{case['work'][1:]}.", ""]
+        yield from ["", f"## {case['name']}", "", f"{case['work'][0].upper()}{case['work'][1:]}."]
+        yield from [f"Load average of the machine before: {case['load_average']:.2f}.", ""]
         yield f"| {' | '.join(HEADINGS)} |"
         yield f"|{'---|' * len(HEADINGS)}"
         yield from (f"| {' | '.join(cells(row))} |" for row in case["rows"])
@@ -67,7 +68,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         whole(row["kernels"]),
         *(mib(held.get(measure)) for measure in ("resident", "allocated", "reserved", "driver")),
         row["environment"],
-        row["commit"][:20],
+        row["short_commit"],
     ]
 
 

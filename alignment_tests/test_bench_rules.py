@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -212,6 +212,27 @@ def test_who_fails_drops_out_with_the_reason_and_the_others_go_on(call: int) -> 
 def test_past_the_deadline_there_are_three_rounds() -> None:
     made = fought(deadline=0.0, eager=Scripted("A", [1.0]), jittor=Scripted("B", [1.0]))
     assert len(made.outcomes["jittor"].times) == rounds.LEAST_ROUNDS
+
+
+def roomy(room: int) -> Callable[..., Scripted]:
+    """Workers whose memory holds a batch of ``room``."""
+    return lambda case, *_: Scripted("L", [1.0], fails=0 if case.batch > room else None)
+
+
+def test_the_limit_is_told_for_each_contender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duel, "Worker", roomy(100))
+    made = duel.find_limit(Case("limit", batch=32, device="cuda"), (EAGER, JITTOR))
+    jittor = made.outcomes["jittor"]
+    assert jittor.more == {"largest_batch": 96, "first_that_fails": 104}
+    assert (jittor.times, jittor.void_reason()) == ([1.0], None)
+    assert made.ratios(jittor) == []  # steps of other batches are not compared
+
+
+def test_a_limit_below_the_first_batch_is_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duel, "Worker", roomy(31))
+    outcome = duel.find_limit(Case("limit", batch=32, device="cuda"), (EAGER,)).outcomes["pytorch-eager"]
+    assert (outcome.out_of_memory, outcome.times) == (True, [])
+    assert "not even a batch of 32" in str(outcome.failed)
 
 
 def test_the_drivers_figures_are_read_by_process() -> None:

@@ -10,7 +10,11 @@ import pytest
 
 from jt_impl.runtime import progress
 
-pytest_plugins = ["alignment_tests.harness.plugin", "alignment_tests.harness.sharding"]
+pytest_plugins = [
+    "alignment_tests.harness.plugin",
+    "alignment_tests.harness.sharding",
+    "alignment_tests.bench.plugin",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from alignment_tests.bench import plots as benchmark_plots
+from alignment_tests.bench.figures import read_performance
 from alignment_tests.comparison import evidence, gallery, judge, page, plots, report
 from fixtures.cli import Parser, fail
 from fixtures.run_record import finite
@@ -18,6 +21,7 @@ from fixtures.run_record import finite
 EXIT_NOT_ALIGNED = 1
 JSON, HTML = "comparison_report.json", "alignment_summary.html"
 PICTURES = {"training_curves": "training_curves_comparison.png", "performance": "performance_comparison.png"}
+BENCHMARK = "performance_benchmark.png"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,6 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--lang", choices=page.languages(), default=page.DEFAULT_LANGUAGE, help="language of the page")
     add("--layers", type=Path, metavar="REPORT.json", help="report of `python -m alignment_tests`, layer by layer")
     add("--steps", type=Path, metavar="REPORT.json", help="report on training steps, teacher-forced")
+    add("--benchmark", type=Path, metavar="FILE", help="figures of `pytest --benchmark-only --benchmark-json FILE`")
     add("--annotations", type=Path, metavar="FILE", help="COCO JSON of the tested images, if it has moved")
     return parser
 
@@ -52,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"`--output-dir` must be a folder. Received: {folder}")
         found = evidence.gather(options.jittor, options.torch, options.annotations, options.layers, options.steps)
         judgement = judge.judge(found)
-        files = render(found, judgement, folder, options.lang)
+        benchmark = None if options.benchmark is None else read_performance(options.benchmark)
+        files = render(found, judgement, folder, options.lang, benchmark)
         write(folder, files)
     except (ValueError, OSError) as error:
         return fail(" ".join(str(error).split()))
@@ -64,13 +70,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if judgement.verdict == judge.ALIGNED else EXIT_NOT_ALIGNED
 
 
-def render(found: evidence.Evidence, judgement: judge.Judgement, folder: Path, lang: str) -> dict[str, bytes]:
+def render(
+    found: evidence.Evidence,
+    judgement: judge.Judgement,
+    folder: Path,
+    lang: str,
+    benchmark: dict[str, Any] | None = None,
+) -> dict[str, bytes]:
     """Every file by name, before any is written."""
-    content = finite(report.report_of(found, judgement, page.language(lang), folder))
+    content = finite({**report.report_of(found, judgement, page.language(lang), folder), "benchmark": benchmark})
     pictures = {"training_curves": plots.training_curves(content), "performance": plots.performance(content)}
+    if benchmark is not None:
+        pictures["benchmark"] = benchmark_plots.performance(benchmark)
     summary = page.summary_page(content, pictures, gallery.exhibits(found), lang=lang)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    named = {PICTURES[name]: picture for name, picture in pictures.items()}
+    named = {(PICTURES | {"benchmark": BENCHMARK})[name]: picture for name, picture in pictures.items()}
     return {JSON: text.encode(), **named, HTML: summary.encode()}
 
 

@@ -358,10 +358,15 @@ def load() -> Any:
     return module
 
 
-def loaded_kernels() -> int:
+def kernel_files() -> set[str]:
     """Compiled kernels that this process has loaded, whether it or an earlier one compiled them."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    return len({line.split()[-1] for line in lines if "/jit/" in line and line.endswith(".so")})
+    return {line.split()[-1] for line in lines if "/jit/" in line and line.endswith(".so")}
+
+
+def loaded_kernels() -> int:
+    """How many."""
+    return len(kernel_files())
 
 
 def describe() -> dict[str, Any]:

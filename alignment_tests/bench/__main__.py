@@ -11,21 +11,21 @@ Parts that were not asked for keep the figures they have there.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from alignment_tests.bench.caches import empty_cache
+from alignment_tests.bench.limits import bench_limits
 from alignment_tests.bench.training import bench_cold_step, bench_inference, bench_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,19 +58,6 @@ def align_command(folder: str) -> list[str]:
 def bench_align() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         return {"align, warm": timed(align_command(folder))}
-
-
-@contextlib.contextmanager
-def empty_cache() -> Iterator[str]:
-    """Name of a Jittor cache that is empty; the slash in it gives it a lock of its own too. Removed afterwards."""
-    from jt_impl.runtime import jittor_home
-
-    name = f"bench-cold-{os.getpid()}"
-    try:
-        yield f"{name}/x"
-    finally:
-        for path in jittor_home().glob(f"*/*/*/*/*/*/{name}"):
-            shutil.rmtree(path)
 
 
 def bench_cold() -> dict[str, Any]:
@@ -187,6 +174,7 @@ WARM = {
     "backbone": bench_backbone,
     "steps": bench_steps,
     "inference": bench_inference,
+    "limits": bench_limits,
 }
 COLD = {"cold-align": bench_cold, "cold-steps": bench_cold_steps}
 

@@ -77,7 +77,7 @@ def bench_limits() -> dict[str, Any]:
     import torch
 
     import torch_ref
-    from alignment_tests.bench.steps import seeded_model
+    from alignment_tests.bench.inputs import seeded_model
     from fixtures.images import drawn_images
 
     rate, bandwidth = machine_rates()

@@ -52,7 +52,7 @@ def summary_page(
 
     Args:
         report: as ``report.report_of`` makes it, in the same language.
-        pictures: PNG by name: "training_curves", "performance".
+        pictures: PNG by name: "training_curves", "performance", and "benchmark" where the report has one.
         exhibits: the detection gallery.
         lang: "en" or "zh".
 
@@ -95,6 +95,7 @@ def summary_page(
         exhibits=exhibits,
         images=_most_different(report["boxes"]["images"]),
         image_rows=IMAGE_ROWS,
+        benchmark=report.get("benchmark"),
     )
     return printable(page)
 

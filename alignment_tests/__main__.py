@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from alignment_tests import arithmetic
 from fixtures.cli import Parser, fail, image_size, positive
 from fixtures.config import config_names, load_config
 from fixtures.images import drawn_images, load_images
@@ -32,7 +33,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--form", choices=("train", "deploy"), default="train", help="deploy: re-parameterised, fused")
     parser.add_argument("--weights", type=Path, help="checkpoint of either framework; seeded weights if not given")
-    parser.add_argument("--precision", choices=("both", "float32", "float64"), default="both")
+    parser.add_argument(
+        "--precision",
+        choices=arithmetic.PRECISIONS,
+        default="both",
+        help="both: float32 and float64; tf32 (GPU only) and half (mixed, float16) are judged by budgets of their own",
+    )
+    parser.add_argument("--device", choices=arithmetic.DEVICES, default="cpu", help="where both frameworks compute")
     parser.add_argument("--no-isolated", action="store_true", help="skip running each module alone")
     parser.add_argument("--output-dir", type=Path, help="folder of the report (default: reports/NAME)")
     parser.add_argument("--baseline", type=Path, help="older report.json to show the drift against")
@@ -69,13 +76,23 @@ def read_inputs(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return images, state, settings
 
 
+def report_name(options: argparse.Namespace) -> str:
+    """Folder of the report below `reports`; only what is not usual is named beside the model."""
+    rows, columns = options.image_size
+    unusual = [options.device] if options.device != "cpu" else []
+    unusual += [options.precision] if options.precision in ("tf32", "half") else []
+    return "-".join([options.config, f"{rows}x{columns}", options.mode, options.form, *unusual])
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     try:
         images, state, settings = read_inputs(options)
+        chosen = arithmetic.choose(options.precision, options.device)
+        settings |= {"precision": options.precision}
     except (ValueError, OSError) as error:
         return fail(str(error))
-    name = f"{options.config}-{settings['image_size']}-{options.mode}-{options.form}"
+    name = report_name(options)
     folder = options.output_dir or Path("reports") / name
     console, start = Console(stderr=True), time.perf_counter()
 
@@ -90,14 +107,21 @@ def main(argv: list[str] | None = None) -> int:
         from alignment_tests.pairs import make_pair
 
         notify(f"building {options.config} in both frameworks")
+        try:
+            settings |= arithmetic.switch(chosen, options.device)
+        except (RuntimeError, ValueError) as error:
+            return fail(str(error))
         pair = make_pair(load_config(options.config, num_classes=options.num_classes), state, options.form)
+        pair.reference.to(options.device)
         report = align(
             pair.reference,
             pair.candidate,
             images,
             train=options.mode == "train",
-            precisions=("float64", "float32") if options.precision == "both" else (options.precision,),
+            precisions=chosen.runs,
             isolated=not options.no_isolated,
+            budget=chosen.budget,
+            scopes=arithmetic.scopes(chosen, options.device),
             title=f"{options.config}, {settings['image_size']}, {options.mode} mode, {options.form} form",
             settings=settings,
             build=pair.build,

@@ -18,6 +18,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def use_tf32(wanted: bool) -> None:
+    """Let convolutions and matrix products of float32 numbers use TF32 on a GPU, or keep them from it."""
+    torch.backends.cuda.matmul.allow_tf32 = wanted
+    torch.backends.cudnn.allow_tf32 = wanted
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """For the record of a run."""
     found: dict[str, Any] = {

@@ -26,7 +26,7 @@ CARD_FACTS = "name,driver_version,memory.total,clocks.sm,power.limit"
 
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m alignment_tests.gpu", description=(__doc__ or "").splitlines()[0])
-        parser.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="folder for what is missing here")
+    parser.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="folder for what is missing here")
     parser.add_argument("--output-dir", type=Path, default=Path("reports/gpu"), help="(default: %(default)s)")
     parser.add_argument("--minutes", type=positive, help=f"for all stages; default {MINUTES}, dry {DRY_MINUTES}")
     parser.add_argument("--dry", action="store_true", help="compile only, with stand-ins for CUDA: needs no GPU")
@@ -61,11 +61,7 @@ def commit() -> str:
 
 def facts(dry: bool) -> dict[str, object]:
     """What a figure is worth nothing without. Of NVIDIA's own tool: card, driver, clocks as they are."""
-    query = [
-        "nvidia-smi",
-        "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit",
-        "--format=csv,noheader",
-    ]
+    query = ["nvidia-smi", "--format=csv,noheader", f"--query-gpu={CARD_FACTS}"]
     try:
         card = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -170,7 +170,7 @@ class Runner:
 
 def copy_output(source: IO[bytes], log: Path) -> None:
     """What a command prints, to its log and to the screen as it comes."""
-    with open(log, "wb") as file:
+    with source, open(log, "wb") as file:
         for chunk in iter(lambda: os.read(source.fileno(), 65536), b""):
             file.write(chunk)
             file.flush()

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from alignment_tests import __main__ as command
 from alignment_tests import arithmetic
 from alignment_tests.gpu import convolution
 from alignment_tests.harness import align
+from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.budget import DEFAULT_BUDGET, HALF_BUDGET, TF32_BUDGET, Budget
-from alignment_tests.harness.jittor_adapter import JittorAdapter
 from alignment_tests.units import NORM, seed_weights, signed
 from jt_impl import layers, runtime
 from jt_impl.runtime import jittor as jt
@@ -78,8 +79,6 @@ def test_what_a_precision_means(precision: str, runs: tuple[str, ...], budget: B
     ],
 )
 def test_command_refuses_what_a_cpu_lacks(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     if torch.cuda.is_available() and "cuda" in words:
         pytest.skip("there is a GPU here, so nothing is refused")
     assert command.main(words) == 2
@@ -100,8 +99,6 @@ def test_report_is_named_after_what_is_unusual(words: list[str], name: str) -> N
 
 def test_switches_are_set_and_told() -> None:
     told = arithmetic.switch(arithmetic.choose("both", "cpu"), "cpu")
-    import torch
-
     assert told == {"device": "cpu", "arithmetic": "IEEE"}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
     assert (jt.flags.use_tensorcore, jt.flags.use_cuda) == (0, 0)
@@ -154,7 +151,8 @@ class Curves(jt.Module):
 
 
 def test_a_settled_run_needs_no_further_kernel() -> None:
-    adapter, model = JittorAdapter(), Curves()
+    model: Any = Curves()
+    adapter: Any = adapter_for(model)
     x = adapter.from_numpy(signed(3, 2, 3, 2, 3, 2, 3).astype(np.float32))
     before = runtime.loaded_kernels()
     with adapter.running(model, train=False):
@@ -166,7 +164,8 @@ def test_a_settled_run_needs_no_further_kernel() -> None:
 
 
 def test_compiling_together_changes_nothing() -> None:
-    adapter, model = JittorAdapter(), Curves()
+    model: Any = Curves()
+    adapter: Any = adapter_for(model)
     x = adapter.from_numpy(signed(3, 2, 3, 2, 3, 2, 3).astype(np.float32))
     expected = model(x).numpy()
     adapter.compile_together(model, lambda: model(x))

@@ -92,10 +92,10 @@ def training_step(amp: bool = False) -> None:
 PHASES: dict[str, Phase] = {
     LOAD: load,
     "forward, train form": forward,
-    "forward, deploy form": lambda: forward(deploy=True),
     "suppression": suppression,
-    "forward, half precision": lambda: forward(deploy=True, half=True),
     "training step": training_step,
+    "forward, deploy form": lambda: forward(deploy=True),
+    "forward, half precision": lambda: forward(deploy=True, half=True),
     "training step, mixed precision": lambda: training_step(amp=True),
     "forward, float64": lambda: forward("float64"),
 }

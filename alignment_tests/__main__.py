@@ -17,6 +17,7 @@ from alignment_tests import arithmetic
 from fixtures.cli import Parser, fail, image_size, positive
 from fixtures.config import config_names, load_config
 from fixtures.images import drawn_images, load_images
+from jt_impl.runtime import RuntimeSetupError, progress
 
 EXIT_DIVERGED = 1
 
@@ -92,8 +93,17 @@ def main(argv: list[str] | None = None) -> int:
         settings |= {"precision": options.precision}
     except (ValueError, OSError) as error:
         return fail(str(error))
-    name = report_name(options)
-    folder = options.output_dir or Path("reports") / name
+    try:
+        return compare(options, chosen, images, state, settings)
+    except (arithmetic.NoDeviceError, RuntimeSetupError) as error:
+        return fail(str(error))
+
+
+def compare(
+    options: argparse.Namespace, chosen: arithmetic.Arithmetic, images: Any, state: Any, settings: dict[str, Any]
+) -> int:
+    """Build both models, compare them, write the report; the exit code."""
+    folder = options.output_dir or Path("reports") / report_name(options)
     console, start = Console(stderr=True), time.perf_counter()
 
     def notify(text: str) -> None:
@@ -101,16 +111,12 @@ def main(argv: list[str] | None = None) -> int:
 
     from alignment_tests.harness import align
     from alignment_tests.harness.render import print_report
-    from jt_impl.runtime import progress
 
     with progress():
         from alignment_tests.pairs import make_pair
 
         notify(f"building {options.config} in both frameworks")
-        try:
-            settings |= arithmetic.switch(chosen, options.device)
-        except (RuntimeError, ValueError) as error:
-            return fail(str(error))
+        settings = settings | arithmetic.switch(chosen, options.device)
         pair = make_pair(load_config(options.config, num_classes=options.num_classes), state, options.form)
         pair.reference.to(options.device)
         report = align(

@@ -16,6 +16,10 @@ PRECISIONS = ("both", "float32", "float64", "tf32", "half")
 DEVICES = ("cpu", "cuda")
 
 
+class NoDeviceError(ValueError):
+    """A framework has no GPU to compute on."""
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """What ``--precision`` means.
@@ -57,13 +61,16 @@ def switch(arithmetic: Arithmetic, device: str) -> dict[str, Any]:
     """Set device and arithmetic in both frameworks; what a report says about it.
 
     Raises:
-        ValueError: a framework has no GPU to compute on.
+        NoDeviceError: a framework has no GPU to compute on.
     """
     from jt_impl import devices as candidate
     from torch_ref import devices as reference
 
     for side in (reference, candidate):
-        side.choose_device(device)
+        try:
+            side.choose_device(device)
+        except ValueError as error:
+            raise NoDeviceError(str(error)) from None
         side.use_tf32(arithmetic.tf32)
     told = "mixed, float16" if arithmetic.half else "TF32" if arithmetic.tf32 else "float32, no TF32"
     return {"device": device, "arithmetic": told if device == "cuda" or arithmetic.half else "IEEE"}

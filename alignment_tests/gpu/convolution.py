@@ -20,6 +20,7 @@ import numpy as np
 from alignment_tests import arithmetic
 from alignment_tests.harness.budget import Budget
 from fixtures.cli import Parser, fail
+from jt_impl.runtime import RuntimeSetupError
 
 SHAPE = (8, 64, 80, 80)  # batch, channels, rows, columns
 OUTPUTS, KERNEL = 128, 3
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         finding = find(options.precision, options.device)
-    except ValueError as error:
+    except (ValueError, RuntimeSetupError) as error:
         return fail(str(error))
     text = json.dumps(asdict(finding), indent=1)
     print(text)

@@ -19,11 +19,9 @@ from fixtures.cli import Parser
 from jt_impl.cuda import phases
 from jt_impl.cuda.compile_check import find_kernels, make_standins, run_child
 
-SIDE = 64
-
 
 def compile_for(precision: str) -> None:
-    """Record the reference at 64x64, and let Jittor prepare for the same modules."""
+    """Record the reference on a small image, and let Jittor prepare for the same modules."""
     import torch
 
     from alignment_tests import arithmetic
@@ -38,7 +36,8 @@ def compile_for(precision: str) -> None:
     pair = make_pair(load_config("gold_yolo_n", phases.CLASSES))
     pair.reference.to(device)
     scopes = arithmetic.scopes(chosen, device)
-    images = drawn_images(1, (SIDE, SIDE))
+    side = phases.HALF_SIDE if chosen.half else phases.SIDE
+    images = drawn_images(1, (side, side))
     reference = Side(adapter_for(pair.reference), pair.reference, images, False, scope=scopes[0])
     candidate = Side(adapter_for(pair.candidate), pair.candidate, images, False, scope=scopes[1])
     run = chosen.runs[0]

@@ -156,7 +156,7 @@ class Runner:
             except (OSError, ValueError, KeyError, TypeError, IndexError):
                 told = ""
         if status == FAILED:
-            told = "; ".join(filter(None, [told, f"exit code {code}, see {log.name}"]))
+            told = "; ".join(filter(None, [told or last_line(log), f"exit code {code}, see {log.name}"]))
         return told
 
     def save(self) -> None:
@@ -166,6 +166,12 @@ class Runner:
         temporary = self.folder / f".summary.{os.getpid()}"
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.folder / "summary.json")
+
+
+def last_line(log: Path) -> str:
+    """What a failed command said last, shortened."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
 
 
 def copy_output(source: IO[bytes], log: Path) -> None:

@@ -285,9 +285,9 @@ def test_header_gives_back_what_was_taken(header: str, real_home: Path, tmp_path
 
 CALLS = """
     template <class T> void f(T *p, double *d, bool *b, int *i, long long n) {
-        statistics<<<1, 512>>>(p, p, p, n, n);
-        backward<<<1, 512>>>(p, p, p, p, p, p, p, p, n, n, 1e-3);
-        total<<<1, 512>>>(p, p, n);
+        batch_statistics<<<1, 512>>>(p, p, p, n, n);
+        batch_norm_backward<<<1, 512>>>(p, p, p, p, p, p, p, p, n, n, 1e-3);
+        total_of<<<1, 512>>>(p, p, n);
         keep_best<<<1, 512>>>(p, d, b, n, 80, p, 300, i, p, i);
     }
     template void f(float *, double *, bool *, int *, long long);

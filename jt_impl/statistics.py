@@ -86,6 +86,7 @@ BACKWARD = """
     }
 """
 
+# The names stand inside a member function of Jittor's operators, which have a `statistics` of their own.
 CUDA_HEADER = """
 // The sum over a block's threads, for each of them; in a fixed order, so that it is the same in every run.
 static __device__ double block_sum(double value) {
@@ -111,7 +112,7 @@ static __device__ double channel_sum(long long batch, long long plane, F f) {
     return block_sum(sum);
 }
 template <class T>
-static __global__ void statistics(const T* x, T* means, T* variances, long long batch, long long plane) {
+static __global__ void batch_statistics(const T* x, T* means, T* variances, long long batch, long long plane) {
     const double count = (double)batch * plane;
     const double mean = channel_sum(batch, plane, [=](long long i) { return (double)x[i]; }) / count;
     const double squares = channel_sum(
@@ -119,8 +120,9 @@ static __global__ void statistics(const T* x, T* means, T* variances, long long 
     if (threadIdx.x == 0) means[blockIdx.x] = mean, variances[blockIdx.x] = squares / count;
 }
 template <class T>
-static __global__ void backward(const T* x, const T* g, const T* means, const T* variances, const T* weights, T* dx,
-                                T* dweights, T* dbiases, long long batch, long long plane, double eps) {
+static __global__ void batch_norm_backward(const T* x, const T* g, const T* means, const T* variances,
+                                           const T* weights, T* dx, T* dweights, T* dbiases, long long batch,
+                                           long long plane, double eps) {
     const int c = blockIdx.x;
     const double count = (double)batch * plane, mean = means[c], inverse = 1.0 / sqrt((double)variances[c] + eps);
     const double sum = channel_sum(batch, plane, [=](long long i) { return (double)g[i]; });
@@ -136,10 +138,10 @@ static __global__ void backward(const T* x, const T* g, const T* means, const T*
     }
 }
 """
-CUDA_SOURCE = "statistics<<<in0_shape1, 512>>>(in0_p, out0_p, out1_p, in0_shape0, in0_shape2 * in0_shape3);"
+CUDA_SOURCE = "batch_statistics<<<in0_shape1, 512>>>(in0_p, out0_p, out1_p, in0_shape0, in0_shape2 * in0_shape3);"
 CUDA_BACKWARD = """
-    backward<<<in0_shape1, 512>>>(in0_p, in1_p, in2_p, in3_p, in4_p, out0_p, out1_p, out2_p, in0_shape0,
-                                  in0_shape2 * in0_shape3, {eps});
+    batch_norm_backward<<<in0_shape1, 512>>>(in0_p, in1_p, in2_p, in3_p, in4_p, out0_p, out1_p, out2_p, in0_shape0,
+                                             in0_shape2 * in0_shape3, {eps});
 """
 
 
@@ -207,10 +209,10 @@ TOTAL = """
     out0_p[0] = sum;
 """
 
-CUDA_TOTAL = "total<<<1, 512>>>(in0_p, out0_p, in0->num);"
+CUDA_TOTAL = "total_of<<<1, 512>>>(in0_p, out0_p, in0->num);"
 CUDA_TOTAL_HEADER = f"""{CUDA_HEADER}
 template <class T>
-static __global__ void total(const T* x, T* sum, long long count) {{
+static __global__ void total_of(const T* x, T* sum, long long count) {{
     const double all = channel_sum(1, count, [=](long long i) {{ return (double)x[i]; }});
     if (threadIdx.x == 0) *sum = all;
 }}

@@ -220,6 +220,11 @@ def test_missing_wheels_are_one_message_with_the_command(tmp_path: Path) -> None
     assert build.endswith("jittor==1.3.11.0")
 
 
+def test_what_is_not_carried_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(wheels.MissingWheelsError, match=r"this Python lacks torch, which the folder does not carry"):
+        wheels.plan(tmp_path, lambda package: None if package == "torch" else wheels.pinned().get(package, "1"), PYTHON)
+
+
 def test_only_what_is_missing_is_installed(tmp_path: Path) -> None:
     names = ("jittor-1.3.11.0-py3-none-any", "numpy-1.26.4-cp312-cp312-x", "pycocotools-2.0.11-cp312-cp312-x")
     for name in (*names, "astunparse-1.6.3-py2.py3-none-any", "rich-15.0.0-py3-none-any"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -83,6 +84,12 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def found_version(package: str) -> str | None:
+    """Of the package, or "?" where another one brings its module, as several do for OpenCV."""
+    module = next(need.module for need in NEEDS if need.package == package).split(".")[0]
+    return installed_version(package) or ("?" if importlib.util.find_spec(module) else None)
+
+
 def is_met(need: Need, version: str | None) -> bool:
     """Whether what is installed will do."""
     return version is not None and (not need.exact or version == pinned()[need.package])
@@ -124,7 +131,7 @@ def requirement(need: Need) -> str:
 
 def plan(
     folder: Path,
-    lookup: Callable[[str], str | None] = installed_version,
+    lookup: Callable[[str], str | None] = found_version,
     python: tuple[int, int] = PYTHON,
 ) -> list[Path]:
     """The files to install: those of packages that are not there, or not in the version that is needed.
@@ -143,6 +150,9 @@ def plan(
 
 
 def missing_text(folder: Path, missing: Sequence[Need], python: tuple[int, int]) -> str:
+    absent = [need.package for need in missing if not need.carried]
+    if absent:
+        return f"this Python lacks {', '.join(absent)}, which the folder does not carry: install them with PyTorch"
     names = ", ".join(requirement(need) for need in missing)
     text = f"{folder} lacks files for Python {python[0]}.{python[1]}: {names}. Where there is a network, fetch them:"
     commands = [" ".join(command) for command in fetch_commands(folder, missing, python)]
@@ -189,7 +199,14 @@ def install(folder: Path, target: Path) -> int:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".installing-") as temporary:
         made = Path(temporary) / target.name
         command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
-        command += ["--no-compile", "--quiet", "--disable-pip-version-check", "--target", str(made)]
+        command += [
+            "--no-compile",
+            "--quiet",
+            "--root-user-action=ignore",
+            "--disable-pip-version-check",
+            "--target",
+            str(made),
+        ]
         subprocess.run([*command, *map(str, files)], check=True)
         (made / ".installed").write_text(listing)
         if target.exists():

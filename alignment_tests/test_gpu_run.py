@@ -180,6 +180,15 @@ def test_table_tells_of_phases(tmp_path: Path) -> None:
     assert plan.phases_line("core")(tmp_path) == "1 of 2 phases, 4 kernels; b: Error: x"
 
 
+@pytest.mark.skipif(
+    not os.environ.get("ALIGN_COMPILE_CHECK"),
+    reason="nvcc takes hours on few cores; ALIGN_COMPILE_CHECK=FOLDER asks for it, and make gpu DRY=1 does the same",
+)
+def test_every_kernel_compiles(tmp_path: Path) -> None:
+    words = ["--dry", "--home", os.environ["ALIGN_COMPILE_CHECK"], "--output-dir", str(tmp_path)]
+    assert gpu.main([*words, "--only", "kernels", "kernels-modules"]) == 0
+
+
 # Wheels
 
 

@@ -35,7 +35,8 @@ def use_tf32(wanted: bool) -> None:
 def describe() -> dict[str, Any]:
     """For the record of a run."""
     threads = os.environ.get("OMP_NUM_THREADS")
-    return {**runtime.describe(), "threads": int(threads) if threads and threads.isdigit() else os.cpu_count()}
+    found = {**runtime.describe(), "threads": int(threads) if threads and threads.isdigit() else os.cpu_count()}
+    return found | ({"tf32": bool(jt.flags.use_tensorcore)} if jt.flags.use_cuda else {})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -182,7 +182,7 @@ def test_table_tells_of_phases(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     not os.environ.get("ALIGN_COMPILE_CHECK"),
-    reason="nvcc takes hours on few cores; ALIGN_COMPILE_CHECK=FOLDER asks for it, and make gpu DRY=1 does the same",
+    reason="nvcc takes long for every kernel; ALIGN_COMPILE_CHECK=FOLDER asks for it, and make gpu DRY=1 does the same",
 )
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     words = ["--dry", "--home", os.environ["ALIGN_COMPILE_CHECK"], "--output-dir", str(tmp_path)]

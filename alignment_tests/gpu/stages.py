@@ -22,7 +22,7 @@ PASSED, FAILED, TIMED_OUT, INTERRUPTED, NOT_RUN, SKIPPED = (
     *("passed", "failed", "out of time", "interrupted", "not run", "left out"),
 )
 LEAST_SECONDS = 2.0
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 10.0
 TWICE_SECONDS = 4.0
 
 

@@ -59,7 +59,7 @@ def test_bad_stage_is_told_and_the_next_one_runs(
 def test_all_that_a_stage_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "GRACE_SECONDS", 0.3)
     child = "import os, time; os.fork(); open(f'{os.getpid()}', 'w').close(); time.sleep(60)"
-    run(tmp_path, Stage("slow", code(f"import os; os.chdir({str(tmp_path)!r}); {child}"), 2))
+    run(tmp_path, Stage("slow", code(f"import os; os.chdir({str(tmp_path)!r}); {child}"), 3))
     started = [int(file.name) for file in tmp_path.iterdir() if file.name.isdigit()]
     assert len(started) == 2
     time.sleep(0.2)
@@ -129,11 +129,12 @@ def test_a_run_that_is_told_to_end_writes_what_it_has(tmp_path: Path) -> None:
     assert found == [(stages.INTERRUPTED, ""), (stages.NOT_RUN, "the run was told to end")]
 
 
-def test_figures_of_a_cut_stage_are_in_the_table(tmp_path: Path) -> None:
+def test_figures_of_a_cut_stage_are_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "LEAST_SECONDS", 0.1)
     (tmp_path / "convolution.json").write_text(
         json.dumps({"jittor_ms": 2, "torch_ms": 1, "candidate_error": 1e-6, "allowed": 1e-5})
     )
-    slow = Stage("c", code("import time; time.sleep(30)"), 2, headline=plan.convolution_line)
+    slow = Stage("c", SLEEP, 0.5, headline=plan.convolution_line)
     _, found = run(tmp_path, slow)
     text = stages.table(list(found.values()), 2.0, tmp_path)
     assert "c  out of time" in text

@@ -9,17 +9,21 @@ PYTEST_ARGS ?=
 # Processes that pytest spreads the suite over, each with up to 5 GB of memory; 0 is one, without pytest-xdist.
 WORKERS ?= 2
 LANGUAGE ?= en
+WHEELS ?= build/wheels
+GPU_PYTHON ?= 3.12
+GPU_ARGS ?=
+DRY ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test demo bench doctor clean
+.PHONY: help setup align test demo bench gpu gpu-wheels doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  options: PYTHON=$(PYTHON) CONFIG=$(CONFIG) SIZE=$(SIZE) IMAGES=folder PYTEST_ARGS=\"-k name\" WORKERS=$(WORKERS)"
 
 setup: $(INSTALLED) ## Make .venv, install everything, compile Jittor (minutes, once per machine)
@@ -39,6 +43,13 @@ demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (
 
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench
+
+# No environment is made: a machine with a GPU keeps its PyTorch. Where there is one already, it is taken.
+gpu: ## All that needs a GPU, within 10 minutes and without network (WHEELS=folder); DRY=1 only compiles, anywhere
+	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m alignment_tests.gpu --wheels '$(WHEELS)' $(if $(DRY),--dry) $(GPU_ARGS)
+
+gpu-wheels: ## Fetch the folder that `make gpu` takes along (WHEELS=folder GPU_PYTHON=3.12)
+	$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m alignment_tests.gpu.wheels fetch --wheels '$(WHEELS)' --python $(GPU_PYTHON)
 
 doctor: $(INSTALLED) ## Say what this machine lacks, and the command that mends it
 	@$(RUN) -m jt_impl.doctor

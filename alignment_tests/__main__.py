@@ -13,9 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
+from alignment_tests import arithmetic
 from fixtures.cli import Parser, fail, image_size, positive
 from fixtures.config import config_names, load_config
 from fixtures.images import drawn_images, load_images
+from jt_impl.runtime import RuntimeSetupError, progress
 
 EXIT_DIVERGED = 1
 
@@ -32,7 +34,13 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--form", choices=("train", "deploy"), default="train", help="deploy: re-parameterised, fused")
     parser.add_argument("--weights", type=Path, help="checkpoint of either framework; seeded weights if not given")
-    parser.add_argument("--precision", choices=("both", "float32", "float64"), default="both")
+    parser.add_argument(
+        "--precision",
+        choices=arithmetic.PRECISIONS,
+        default="both",
+        help="both: float32 and float64; tf32 (GPU only) and half (mixed, float16) are judged by budgets of their own",
+    )
+    parser.add_argument("--device", choices=arithmetic.DEVICES, default="cpu", help="where both frameworks compute")
     parser.add_argument("--no-isolated", action="store_true", help="skip running each module alone")
     parser.add_argument("--output-dir", type=Path, help="folder of the report (default: reports/NAME)")
     parser.add_argument("--baseline", type=Path, help="older report.json to show the drift against")
@@ -69,14 +77,33 @@ def read_inputs(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return images, state, settings
 
 
+def report_name(options: argparse.Namespace) -> str:
+    """Folder of the report below `reports`; only what is not usual is named beside the model."""
+    rows, columns = options.image_size
+    unusual = [options.device] if options.device != "cpu" else []
+    unusual += [options.precision] if options.precision in ("tf32", "half") else []
+    return "-".join([options.config, f"{rows}x{columns}", options.mode, options.form, *unusual])
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     try:
         images, state, settings = read_inputs(options)
+        chosen = arithmetic.choose(options.precision, options.device)
+        settings |= {"precision": options.precision}
     except (ValueError, OSError) as error:
         return fail(str(error))
-    name = f"{options.config}-{settings['image_size']}-{options.mode}-{options.form}"
-    folder = options.output_dir or Path("reports") / name
+    try:
+        return compare(options, chosen, images, state, settings)
+    except (arithmetic.NoDeviceError, RuntimeSetupError) as error:
+        return fail(str(error))
+
+
+def compare(
+    options: argparse.Namespace, chosen: arithmetic.Arithmetic, images: Any, state: Any, settings: dict[str, Any]
+) -> int:
+    """Build both models, compare them, write the report; the exit code."""
+    folder = options.output_dir or Path("reports") / report_name(options)
     console, start = Console(stderr=True), time.perf_counter()
 
     def notify(text: str) -> None:
@@ -84,20 +111,23 @@ def main(argv: list[str] | None = None) -> int:
 
     from alignment_tests.harness import align
     from alignment_tests.harness.render import print_report
-    from jt_impl.runtime import progress
 
     with progress():
         from alignment_tests.pairs import make_pair
 
         notify(f"building {options.config} in both frameworks")
+        settings = settings | arithmetic.switch(chosen, options.device)
         pair = make_pair(load_config(options.config, num_classes=options.num_classes), state, options.form)
+        pair.reference.to(options.device)
         report = align(
             pair.reference,
             pair.candidate,
             images,
             train=options.mode == "train",
-            precisions=("float64", "float32") if options.precision == "both" else (options.precision,),
+            precisions=chosen.runs,
             isolated=not options.no_isolated,
+            budget=chosen.budget,
+            scopes=arithmetic.scopes(chosen, options.device),
             title=f"{options.config}, {settings['image_size']}, {options.mode} mode, {options.form} form",
             settings=settings,
             build=pair.build,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from alignment_tests.cuda_trees import system_layout, touch
 from jt_impl import precompiled, runtime
-from jt_impl.cuda import choice, compile_check, home, standins, toolkit
+from jt_impl.cuda import choice, compile_check, home, phases, standins, toolkit
 
 # Choosing
 
@@ -100,6 +101,14 @@ def test_stand_in_answers(tmp_path: Path) -> None:
     assert 'const char *cudaGetErrorString(int e) { return "stand-in"; }' in text
 
 
+def test_stand_in_has_the_versions_of_the_real_library(tmp_path: Path) -> None:
+    """What nvcc links against the real one asks for them; without any the loader aborts."""
+    found = toolkit.find(system_layout(tmp_path / "cuda"), [])
+    standins.build(tmp_path / "libcufft.so.12", ["cufftCreate"], found)
+    command = ["nm", "-D", "--with-symbol-versions", str(tmp_path / "libcufft.so.12")]
+    assert "cufftCreate@@libcufft.so.12" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_child_leaves_the_users_jittor_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JITTOR_HOME", "/of/the/user")
     variables = compile_check.child_environment(tmp_path / "standins", tmp_path / "home")
@@ -112,3 +121,29 @@ def test_kernels_are_counted(tmp_path: Path) -> None:
         touch(tmp_path / "x" / "jit" / f"{name}.cc", text)
     touch(tmp_path / "x" / "jit" / "a.so")
     assert compile_check.find_kernels(tmp_path) == compile_check.Kernels(("a",), ("b",))
+
+
+# Phases
+
+
+def test_failed_phase_does_not_keep_the_next_from_running() -> None:
+    def fails() -> None:
+        raise ValueError("why")
+
+    results = [outcome.result for outcome in phases.run({"bad": fails, "good": lambda: None})]
+    assert results == ["ValueError: why", "done"]
+
+
+def test_nothing_runs_without_jittor() -> None:
+    def fails() -> None:
+        raise RuntimeError("no CUDA")
+
+    assert [outcome.phase for outcome in phases.run({phases.LOAD: fails, "next": fails})] == [phases.LOAD]
+
+
+def test_outcome_survives_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = phases.Outcome("a phase", "done", 1.5, 7)
+    assert phases.report([outcome, phases.Outcome("b", "Error: x", 0.1, 0)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert phases.outcome_of(lines[0]) == outcome
+    assert phases.outcome_of("Compiling Operators(1/2)") is None

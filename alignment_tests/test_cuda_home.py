@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignment_tests.cuda_trees import package_layout, place_nvcc, system_layout, touch
+from jt_impl import float64, postprocess, statistics
 from jt_impl.cuda import home, toolkit
 from jt_impl.cuda.toolkit import MissingPartError
 
@@ -282,9 +283,90 @@ def test_header_gives_back_what_was_taken(header: str, real_home: Path, tmp_path
     compiled(real_home, tmp_path, SOURCES[header], "-code=sm_90", "-c")
 
 
+CALLS = """
+    template <class T> void f(T *p, double *d, bool *b, int *i, long long n) {
+        batch_statistics<<<1, 512>>>(p, p, p, n, n);
+        batch_norm_backward<<<1, 512>>>(p, p, p, p, p, p, p, p, n, n, 1e-3);
+        total_of<<<1, 512>>>(p, p, n);
+        keep_best<<<1, 512>>>(p, d, b, n, 80, p, 300, i, p, i);
+    }
+    template void f(float *, double *, bool *, int *, long long);
+    template void f(double *, double *, bool *, int *, long long);
+    void g(double *d, long long n) { batched_product<<<1, dim3(16, 16)>>>(d, d, d, n, n, n, 0, 0); }
+    """
+
+
+def test_kernels_of_our_own_compile(real_home: Path, tmp_path: Path) -> None:
+    headers = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, postprocess.CUDA_HEADER, CALLS]
+    compiled(real_home, tmp_path, "\n".join(headers), "-code=sm_90", "-c")
+
+
+CONVOLUTION = """
+    #include <cudnn.h>
+    int f(cudnnConvolutionDescriptor_t c, const int *n) {
+        return cudnnSetConvolutionNdDescriptor(c, 2, n, n, n, CUDNN_CROSS_CORRELATION, CUDNN_DATA_HALF)
+             + cudnnSetConvolutionMathType(c, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION);
+    }"""
+
+
+def test_convolutions_are_set_up_by_us(real_home: Path, tmp_path: Path) -> None:
+    text = compiled(real_home, tmp_path, CONVOLUTION, "-E").read_text()
+    assert "return align_set_convolution(c, 2, n" in text
+    assert "+ align_set_math(c, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)" in text
+
+
 def test_fast_math_does_not_arrive(real_home: Path, tmp_path: Path) -> None:
     source = "__global__ void f(float *x, float a) { x[0] = x[1] / a + sqrtf(x[2]) * a + expf(x[3]) + sinf(x[4]); }"
     text = compiled(real_home, tmp_path, source, "-ptx").read_text()
     assert "div.rn.f32" in text
     assert "sqrt.rn.f32" in text
     assert "sin.approx" not in text
+
+
+# What a convolution is set to
+
+FAKE_CUDNN = """
+    #define CUDNN_MAJOR 8
+    enum cudnnStatus_t { CUDNN_STATUS_SUCCESS };
+    enum cudnnMathType_t {
+        CUDNN_DEFAULT_MATH, CUDNN_TENSOR_OP_MATH, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION, CUDNN_FMA_MATH
+    };
+    enum cudnnDataType_t { CUDNN_DATA_FLOAT, CUDNN_DATA_DOUBLE, CUDNN_DATA_HALF, CUDNN_DATA_BFLOAT16 };
+    enum cudnnConvolutionMode_t { CUDNN_CROSS_CORRELATION };
+    struct Convolution { cudnnMathType_t math; cudnnDataType_t sums; };
+    typedef Convolution *cudnnConvolutionDescriptor_t;
+    cudnnStatus_t cudnnSetConvolutionNdDescriptor(Convolution *c, int, const int *, const int *, const int *,
+                                                  cudnnConvolutionMode_t, cudnnDataType_t sums) {
+        return c->sums = sums, c->math = CUDNN_DEFAULT_MATH, CUDNN_STATUS_SUCCESS;
+    }
+    cudnnStatus_t cudnnSetConvolutionMathType(Convolution *c, cudnnMathType_t math) {
+        return c->math = math, CUDNN_STATUS_SUCCESS;
+    }
+    cudnnStatus_t cudnnGetConvolutionMathType(Convolution *c, cudnnMathType_t *math) {
+        return *math = c->math, CUDNN_STATUS_SUCCESS;
+    }
+    """
+PROGRAM = """
+    #include <cudnn.h>
+    #include <cstdio>
+    int main() {
+        for (int type = 0; type < 4; ++type)
+            for (int tensor_cores = 0; tensor_cores < 2; ++tensor_cores) {
+                Convolution c;
+                cudnnSetConvolutionNdDescriptor(&c, 2, 0, 0, 0, CUDNN_CROSS_CORRELATION, cudnnDataType_t(type));
+                if (tensor_cores || type > 1) cudnnSetConvolutionMathType(&c, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION);
+                std::printf("%d%d ", c.math, c.sums);
+            }
+    }
+    """
+
+
+def test_float32_stays_float32_and_half_is_summed_in_float32(tmp_path: Path) -> None:
+    """Math (0: TF32 where the card has it, 1: tensor cores, 3: neither), type of the sums (0: float32, 1: float64)."""
+    touch(tmp_path / "vendor" / "cudnn.h", FAKE_CUDNN)
+    touch(tmp_path / "p.cc", PROGRAM)
+    command = ["g++", "-w", f"-I{tmp_path}", f"-I{home.OURS}", str(tmp_path / "p.cc"), "-o", str(tmp_path / "p")]
+    subprocess.run(command, check=True)
+    found = subprocess.run([str(tmp_path / "p")], capture_output=True, text=True, check=True).stdout.split()
+    single, double, half, brain = found[:2], found[2:4], found[4:6], found[6:]
+    assert (single, double, half, brain) == (["30", "00"], ["01", "01"], ["10", "10"], ["10", "10"])

@@ -83,7 +83,7 @@ def bad_code(tree: ast.AST) -> Iterator[str]:
 
 def python_files(root: Path) -> list[Path]:
     """This project's own source files, without what tools put into the tree."""
-    top = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    top = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".") and f.name != "build"]
     return sorted([*root.glob("*.py"), *(file for folder in top for file in folder.rglob("*.py"))])
 
 

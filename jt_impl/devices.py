@@ -27,10 +27,16 @@ def choose_device(name: str) -> str:
     return "cuda" if jt.flags.use_cuda else "cpu"
 
 
+def use_tf32(wanted: bool) -> None:
+    """Let convolutions and matrix products of float32 numbers use TF32 on a GPU, or keep them from it."""
+    jt.flags.use_tensorcore = int(wanted)
+
+
 def describe() -> dict[str, Any]:
     """For the record of a run."""
     threads = os.environ.get("OMP_NUM_THREADS")
-    return {**runtime.describe(), "threads": int(threads) if threads and threads.isdigit() else os.cpu_count()}
+    found = {**runtime.describe(), "threads": int(threads) if threads and threads.isdigit() else os.cpu_count()}
+    return found | ({"tf32": bool(jt.flags.use_tensorcore)} if jt.flags.use_cuda else {})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import configparser
 import ctypes
-import ctypes.util
 import os
-import re
-import shutil
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jt_impl.cuda import toolkit
-from jt_impl.doctor_checks import Check, installed_version, output_of
+from jt_impl.doctor_checks import Check
 
-NVCC_PLACES = ("nvcc", "/usr/local/cuda/bin/nvcc", "/usr/bin/nvcc", "/opt/cuda/bin/nvcc")  # as Jittor looks for it
 DEFAULT_INDEX = "https://pypi.org/simple"
 UNTRIED = "nothing of this project was ever run on a GPU"
 Version = tuple[int, ...]
@@ -60,34 +56,20 @@ def find_driver() -> tuple[toolkit.Version | None, tuple[str, ...]]:
     return version, tuple(names)
 
 
-def find_nvcc(chosen: str | None = None) -> tuple[Version | None, str | None]:
-    """Version and path of CUDA's compiler: the user's choice, else where Jittor looks."""
-    for place in (chosen,) if chosen else NVCC_PLACES:
-        path = shutil.which(place)
-        match = re.search(r"release (\d+)\.(\d+)", output_of([path, "--version"]) or "") if path else None
-        if match:
-            return (int(match[1]), int(match[2])), path
-    return None, None
-
-
-def find_cudnn() -> str | None:
-    """cuDNN of the system, else of a Python package."""
-    packages = (installed_version(f"nvidia-cudnn-cu{major}") for major in (13, 12, 11))
-    package = next((version for version in packages if version), None)
-    return ctypes.util.find_library("cudnn") or (f"{package} (Python package)" if package else None)
-
-
 def find_cuda(variables: Mapping[str, str]) -> Cuda:
-    """Ask the machine for all parts of CUDA."""
+    """Ask the machine for all parts of CUDA; what a build would use is found as the build finds it."""
     version, devices = find_driver()
-    prepared = missing = ""
+    found = Cuda(version, devices)
     try:
-        found = toolkit.find(variables)
-        prepared = found.description
-        toolkit.check_driver(version, found.version)
+        nvcc, release, includes, libraries = toolkit.look(variables)
+        found = replace(found, nvcc=release, nvcc_path=str(nvcc))
+        cudnn = toolkit.find_cudnn(includes, libraries, release[0])
+        found = replace(found, cudnn=f"{cudnn.major}, headers in {cudnn.include}")
+        prepared = toolkit.find(variables).description
+        toolkit.check_driver(version, release)
     except toolkit.MissingPartError as error:
-        missing = str(error)
-    return Cuda(version, devices, *find_nvcc(variables.get("nvcc_path")), find_cudnn(), prepared, missing)
+        return replace(found, missing=str(error))
+    return replace(found, prepared=prepared, missing="")
 
 
 def cuda_verdict(cuda: Cuda, wish: str = "") -> Check:
@@ -123,7 +105,7 @@ def cuda_checks(cuda: Cuda, wish: str = "") -> list[Check]:
     return [
         Check("NVIDIA driver", "info", driver),
         Check("nvcc", "info", compiler),
-        Check("cuDNN", "info", cuda.cudnn or "none"),
+        Check("cuDNN", "info", cuda.cudnn or ("none" if cuda.nvcc else "not looked for without nvcc")),
         Check("CUDA for Jittor", "info", cuda.prepared or f"cannot be prepared: {cuda.missing}"),
         cuda_verdict(cuda, wish),
     ]

@@ -8,14 +8,23 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one.
+    """ "auto" is the GPU where there is one. float32 then means float32: PyTorch's own default is TF32 in convolutions.
 
     Raises:
         ValueError: "cuda" is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("`--device cuda` needs a GPU that this PyTorch can use. Received: none; choose --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        use_tf32(False)
+    return device
+
+
+def use_tf32(wanted: bool) -> None:
+    """Let convolutions and matrix products of float32 numbers use TF32 on a GPU, or keep them from it."""
+    torch.backends.cuda.matmul.allow_tf32 = wanted
+    torch.backends.cudnn.allow_tf32 = wanted
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -25,16 +25,13 @@ Step = Callable[[], object]
 
 
 class JittorSide:
-    """A case ready to be worked on.
-
-    TF32: Jittor leaves cuDNN's default, which takes it for convolutions where the driver is not told otherwise;
-    ``use_tensorcore`` stays off, since it lets convolutions round to half precision.
-    """
+    """A case ready to be worked on."""
 
     def __init__(self, case: Case, setting: str, folder: Path) -> None:
         self.case, self.setting, self.folder = case, setting, folder
         self.config = load_config(case.config)
         devices.choose_device(case.device)
+        devices.use_tf32(case.precision == "tf32")
         self.step: Step = WORK[case.what](self)
 
     def wait(self) -> None:
@@ -61,7 +58,7 @@ class JittorSide:
         return {"reserved": int(held.total_cuda_used if jt.flags.use_cuda else held.total_cpu_used)}
 
     def facts(self) -> dict[str, Any]:
-        return {**devices.describe(), "use_tensorcore": int(jt.flags.use_tensorcore)}
+        return devices.describe()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return devices.is_out_of_memory(error)

@@ -31,7 +31,7 @@ class TorchSide:
         self.case, self.setting, self.folder = case, setting, folder
         self.config = load_config(case.config)
         self.device = devices.choose_device(case.device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case.precision == "tf32"
+        devices.use_tf32(case.precision == "tf32")
         torch.backends.cudnn.benchmark = setting == "cudnn-benchmark"
         self.step: Step = WORK[case.what](self)
 

@@ -23,7 +23,7 @@ from alignment_tests.bench.worker import MARK
 SCRIPT = Path(__file__).with_name("worker.py")
 PATIENCE = 30.0  # seconds to go on after a deadline, or to end by itself
 LOOK = 1.0  # seconds between two looks at a silent process
-# Alone in its process a framework gets the thread settings that its users have; TF32 is decided by the case.
+# Alone in its process a framework gets the thread settings that its users have; the case decides about TF32.
 HIDDEN = ("OMP_WAIT_POLICY", "NVIDIA_TF32_OVERRIDE")
 
 
@@ -36,13 +36,11 @@ class WorkerError(RuntimeError):
 
 
 def environment_of(case: Case, more: Mapping[str, str]) -> dict[str, str]:
-    """The user's, with what decides device and TF32 set before the framework is loaded."""
+    """The user's, with what decides about the device set before the framework is loaded."""
     made = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     made["ALIGN_PROGRESS"] = "0"
     if case.device == "cuda":
         made["ALIGN_CUDA"] = "1"
-        if case.precision == "float32":
-            made["NVIDIA_TF32_OVERRIDE"] = "0"
     return made | dict(more)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Scope = Callable[[], AbstractContextManager[None]]
 Before = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], None]  # path, module, args, kwargs
-After = Callable[[str, Any, Any], None]  # path, module, output
+After = Callable[[str, Any, Any], Any]  # path, module, output; what it returns, unless None, goes on in its place
 
 
 class Adapter(Protocol):
@@ -45,6 +45,9 @@ class Adapter(Protocol):
 
         The result is the same, which the hook check proves; a compiling framework needs far fewer kernels.
         """
+
+    def prepare(self, model: Any, run: Callable[[], Any]) -> None:
+        """Compile the kernels that ``run`` will need, where that is better done ahead; computes nothing of use."""
 
     def running(self, model: Any, *, train: bool) -> AbstractContextManager[None]:
         """No gradients, the given mode in every module, a fixed random seed; modes, buffers and seed restored."""
@@ -92,7 +95,7 @@ def adapter_for(model: Any) -> Adapter:
     if "torch.Module" in bases and "torch" in sys.modules:
         from alignment_tests.harness.torch_adapter import TorchAdapter
 
-        return TorchAdapter()
+        return TorchAdapter.of(model)
     if "jittor.Module" in bases and "jittor" in sys.modules:
         from alignment_tests.harness.jittor_adapter import JittorAdapter
 

@@ -55,6 +55,10 @@ class Budget:
 
 
 DEFAULT_BUDGET = Budget()
+# TF32 keeps 10 bits behind the point of each factor and sums in float32. Both sides round the same factors, and that
+# rounding is the error; the largest one of an array scatters by about 2, as in half precision.
+EPS_TF32 = 2.0**-10
+TF32_BUDGET = Budget(k=4.0, roundoff=EPS_TF32)
 # Mixed precision: what is stored between operations is rounded to half on both sides, and that rounding, which the
 # order of a float32 sum hardly moves, is the error. The largest one of an array scatters by about 2.
 HALF_BUDGET = Budget(k=4.0, roundoff=float(np.finfo(np.float16).eps))

@@ -10,16 +10,16 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alignment_tests.harness.adapters import Adapter, Array, adapter_for
+from alignment_tests.harness.adapters import Adapter, Array, Scope, adapter_for
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
-from alignment_tests.harness.capture import run_plain, run_recorded
+from alignment_tests.harness.capture import run_plain, run_recorded, tensors_from
 from alignment_tests.harness.judge import PRECISIONS, Judge
 from alignment_tests.harness.localise import first_divergence
 from alignment_tests.harness.report import Report
@@ -39,10 +39,15 @@ class Side:
     inputs: Any
     train: bool
     renamed: Mapping[str, str] = field(default_factory=dict)  # own module path -> the reference's
+    scope: Scope = nullcontext  # what the float32 runs are made in
 
     def modules(self, model: Any) -> dict[str, Any]:
         """Modules of ``model`` (this side's, in some precision) by the reference's paths."""
         return {self.renamed.get(path, path): module for path, module in self.adapter.modules(model)}
+
+    def context(self, precision: str) -> AbstractContextManager[None]:
+        """What a run in that precision is made in; float64 has no mixed form."""
+        return self.scope() if precision == "float32" else nullcontext()
 
     def values(self) -> dict[str, Array]:
         """Parameters and buffers by the reference's names."""
@@ -69,6 +74,7 @@ def align(
     build: tuple[str, str] | None = None,
     folder: str | os.PathLike[str] | None = None,
     notify: Notify = lambda text: None,
+    scopes: tuple[Scope, Scope] = (nullcontext, nullcontext),
 ) -> Report:
     """Compare every module's output of two models that hold the same weights.
 
@@ -88,6 +94,8 @@ def align(
             module itself cannot be pickled.
         folder: where the repro goes on divergence; "reports/<title>" if None.
         notify: called with a line of text at each step.
+        scopes: make the context of the reference's and of the candidate's float32 runs, such as one of mixed
+            precision, which ``budget`` must then be for.
 
     Returns:
         The report; ``report.raise_if_diverged()`` turns it into a test.
@@ -98,8 +106,8 @@ def align(
     """
     if not precisions or set(precisions) - set(PRECISIONS):
         raise ValueError(f"`precisions` must be one or both of {PRECISIONS}. Received: {precisions}")
-    reference = Side(adapter_for(torch_model), torch_model, inputs, train)
-    candidate = Side(adapter_for(jittor_model), jittor_model, inputs, train, renamed or {})
+    reference = Side(adapter_for(torch_model), torch_model, inputs, train, scope=scopes[0])
+    candidate = Side(adapter_for(jittor_model), jittor_model, inputs, train, renamed or {}, scopes[1])
     title = title or f"{type(torch_model).__name__} and {type(jittor_model).__name__}"
     with tempfile.TemporaryDirectory(prefix="align-") as place:
         traces = record_reference(reference, Path(place), precisions, notify)
@@ -109,7 +117,8 @@ def align(
             checks["hooks (reference)"] = hooks_fact(reference, root_outputs(traces["float32"]))
         for precision in precisions:
             notify(f"candidate, {precision}")
-            with candidate.adapter.in_precision(candidate.model, precision) as model:
+            with candidate.adapter.in_precision(candidate.model, precision) as model, candidate.context(precision):
+                prepare(replace(candidate, model=model), precision, traces[precision], isolated)
                 hooked = Outputs(judge.sink(precision))
                 run_recorded(candidate.adapter, model, inputs, precision, hooked, train=train)
                 if precision == "float32":
@@ -135,11 +144,29 @@ def record_reference(side: Side, place: Path, precisions: tuple[str, ...], notif
 
 
 def record(side: Side, folder: Path, precision: str, *, with_inputs: bool) -> Trace:
-    with TraceWriter(folder) as writer, side.adapter.in_precision(side.model, precision) as model:
+    made = side.adapter.in_precision(side.model, precision)
+    with TraceWriter(folder) as writer, made as model, side.context(precision):
         writer.trace.calls += run_recorded(
             side.adapter, model, side.inputs, precision, writer, train=side.train, with_inputs=with_inputs
         )
     return writer.trace
+
+
+def prepare(side: Side, precision: str, trace: Trace, isolated: bool) -> None:
+    """Let the framework compile what the model, and each module alone, will need."""
+    adapter, modules = side.adapter, side.modules(side.model)
+
+    def run() -> None:
+        with suppress(Exception):  # what a module raises is a finding of the run that is judged
+            side.model(*tensors_from(adapter, side.inputs, precision))
+        for call in trace.calls if isolated else ():
+            if call.module and call.module in modules and is_plain(call.arguments):
+                with suppress(Exception):
+                    arguments = arguments_of(adapter, trace, call, precision)
+                    modules[call.module](*arguments["args"], **arguments["kwargs"])
+
+    with adapter.running(side.model, train=side.train):
+        adapter.prepare(side.model, run)
 
 
 class Outputs:
@@ -167,13 +194,16 @@ def root_outputs(trace: Trace) -> dict[str, Array]:
 
 def hooks_fact(side: Side, hooked: Mapping[str, Array]) -> str:
     """Run once more without hooks, in float32, and say whether the outputs are the same bit for bit."""
-    plain = run_plain(side.adapter, side.model, side.inputs, "float32", train=side.train)
+    with side.context("float32"):
+        plain = run_plain(side.adapter, side.model, side.inputs, "float32", train=side.train)
     if not plain:
         return "FAIL: the model returns no tensor, so nothing shows whether the hooks change it"
     if set(hooked) == set(plain) and all(same_values(hooked[slot], plain[slot]) for slot in plain):
         return "hooked and unhooked outputs are bitwise equal"
     shared = [s for s in plain if s in hooked and hooked[s].shape == plain[s].shape]
     worst = max((float(np.abs(hooked[s] - plain[s]).max()) for s in shared), default=float("nan"))
+    if any(plain[s].dtype == np.float16 for s in shared):
+        return f"hooks change the result by up to {worst:.3g}, as fused half-precision operations are rounded once"
     return f"FAIL: the hooks change the result, by up to {worst:.3g}"
 
 
@@ -252,19 +282,25 @@ def isolated_oracle(
 
 
 def run_alone(adapter: Adapter, module: Any, trace: Trace, call: Call, precision: str) -> dict[str, Array]:
-    """Outputs by slot of one module, called as it was in the trace, floating inputs cast to ``precision``.
+    """Outputs by slot of one module, called as it was in the trace.
 
     Raises:
         OpaqueArgumentError: an argument was neither a tensor nor a plain value.
     """
+    arguments = arguments_of(adapter, trace, call, precision)
+    tensors, _ = flatten(module(*arguments["args"], **arguments["kwargs"]), adapter.is_tensor)
+    return {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
+
+
+def arguments_of(adapter: Adapter, trace: Trace, call: Call, precision: str) -> Any:
+    """What the call was given, floating inputs cast to ``precision``; half ones of a mixed run stay half in float32."""
 
     def leaf(slot: str) -> Any:
         array = trace[f"input/{call.name}/{slot}"]
-        return adapter.from_numpy(array.astype(precision) if array.dtype.kind == "f" else array)
+        stays = array.dtype.kind != "f" or (array.dtype == np.float16 and precision == "float32")
+        return adapter.from_numpy(array if stays else array.astype(precision))
 
-    arguments = unflatten(call.arguments, leaf)
-    tensors, _ = flatten(module(*arguments["args"], **arguments["kwargs"]), adapter.is_tensor)
-    return {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
+    return unflatten(call.arguments, leaf)
 
 
 def output_names(trace: Trace, call: Call) -> list[str]:
@@ -327,6 +363,7 @@ def with_repro(
     for name, side in (("reference", reference), ("candidate", candidate)):
         with (
             side.adapter.in_precision(side.model, blamed.precision) as model,
+            side.context(blamed.precision),
             side.adapter.running(model, train=side.train),
         ):
             module = side.modules(model).get(call.module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ import jittor as jt
 import numpy as np
 
 from alignment_tests.harness.adapters import After, Array, Before, Scope
-from alignment_tests.harness.tree import flatten, unflatten
+from alignment_tests.harness.tree import flatten, is_plain, unflatten
 
 CASTS_TO_FLOAT32 = ("float", "float32", "float_auto")
 
@@ -64,9 +64,36 @@ class JittorAdapter:
 
     def settled(self, model: Any) -> AbstractContextManager[None]:
         def settle(path: str, module: Any, output: Any) -> None:
-            jt.sync_all()  # running buffers too: unread updates of one would chain, and each length is a kernel
+            # Kernels that are chosen under AMP would have other dtypes than their operators.
+            with jt.flag_scope(auto_mixed_precision_level=0):
+                jt.sync_all()  # running buffers too: unread updates of one would chain, and each length is a kernel
 
-        return self.hooks(self.modules(model), lambda path, module, args, kwargs: None, settle)
+        return self.hooks(self.modules(model), _nothing, settle)
+
+    def prepare(self, model: Any, run: Callable[[], Any]) -> None:
+        """On CUDA, where nvcc takes seconds for each kernel; g++ takes less than the pass would."""
+        if jt.flags.use_cuda:
+            self.compile_together(model, run)
+
+    def compile_together(self, model: Any, run: Callable[[], Any]) -> None:
+        """Compile in parallel what a run needs that computes each module's output before the next module runs.
+
+        Every output is kept aside and zeros go on in its place, so each module's operators stand alone, as they do
+        in such a run, and all of them in one queue, whose kernels Jittor compiles at the same time.
+        """
+        aside: list[Any] = []
+
+        def cut(path: str, module: Any, output: Any) -> Any:
+            leaves, structure = flatten(output, self.is_tensor)
+            aside.extend(leaves.values())
+            blanks = {slot: np.zeros(tuple(leaf.shape), str(leaf.dtype)) for slot, leaf in leaves.items()}
+            return unflatten(structure, lambda slot: self.from_numpy(blanks[slot])) if is_plain(structure) else None
+
+        with self.hooks(self.modules(model), _nothing, cut):
+            run()
+        with jt.flag_scope(auto_mixed_precision_level=0):
+            jt.sync(aside)
+            jt.sync_all()
 
     @contextmanager
     def running(self, model: Any, *, train: bool) -> Iterator[None]:
@@ -174,6 +201,7 @@ class JittorAdapter:
             "cc_flags": _optimisation(compiler.cc_flags),
             "kernel_flags": " ".join(compiler.kernel_opt_flags.split()),
             "onednn": bool(jt.compile_extern.use_mkl),
+            **({"use_tensorcore": jt.flags.use_tensorcore} if jt.flags.use_cuda else {}),
         }
 
 
@@ -181,11 +209,15 @@ def _observed(path: str, module: Any, execute: Any, before: Before, after: After
     def observed(*args: Any, **kwargs: Any) -> Any:
         before(path, module, args, kwargs)
         output = execute(*args, **kwargs)
-        after(path, module, output)
-        return output
+        other = after(path, module, output)
+        return output if other is None else other
 
     observed.original = module.__dict__.get("execute")  # type: ignore[attr-defined]
     return observed
+
+
+def _nothing(path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a module."""
 
 
 def _with_one_consumer(total: Any) -> Any:

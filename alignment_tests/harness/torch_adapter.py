@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,19 @@ from alignment_tests.harness.tree import flatten, unflatten
 
 
 class TorchAdapter:
+    """For models on one device, where tensors are made."""
+
     name = "torch"
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    @classmethod
+    def of(cls, model: Any) -> TorchAdapter:
+        """For the device of the model's first parameter or buffer."""
+        held = next(model.parameters(), None)
+        held = next(model.buffers(), None) if held is None else held
+        return cls("cpu" if held is None else held.device)
 
     def modules(self, model: Any) -> list[tuple[str, Any]]:
         return list(model.named_modules())
@@ -28,7 +40,8 @@ class TorchAdapter:
         return tensor.detach().cpu().numpy()
 
     def from_numpy(self, array: Array) -> Any:
-        return torch.from_numpy(np.array(array))  # a copy: an in-place operation must not reach the recorded array
+        # a copy: an in-place operation must not reach the recorded array
+        return torch.from_numpy(np.array(array)).to(self.device)
 
     def key(self, tensor: Any) -> tuple[Any, ...]:
         return id(tensor), tensor._version
@@ -57,6 +70,9 @@ class TorchAdapter:
 
     def settled(self, model: Any) -> AbstractContextManager[None]:
         return nullcontext()  # PyTorch computes at once
+
+    def prepare(self, model: Any, run: Callable[[], Any]) -> None:
+        """PyTorch's kernels are compiled."""
 
     @contextmanager
     def running(self, model: Any, *, train: bool) -> Iterator[None]:
@@ -136,13 +152,23 @@ class TorchAdapter:
         return parameters | buffers
 
     def describe(self) -> dict[str, Any]:
-        return {
+        found = {
             "framework": "torch",
             "version": torch.__version__,
-            "device": "cpu",
+            "device": self.device.type,
             "threads": torch.get_num_threads(),
             "mkldnn": torch.backends.mkldnn.is_available(),
         }
+        return found | (_describe_gpu(self.device) if self.device.type == "cuda" else {})
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": f"matmul {torch.backends.cuda.matmul.allow_tf32}, cudnn {torch.backends.cudnn.allow_tf32}",
+    }
 
 
 def _as_array(of: torch.Tensor, gradient: torch.Tensor | None) -> Array:

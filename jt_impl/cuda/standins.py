@@ -113,11 +113,14 @@ def source(names: Iterable[str], version: int) -> str:
 
 
 def build(target: Path, names: Iterable[str], toolkit: Toolkit) -> None:
-    """Compile one library."""
-    code = target.with_suffix(".c")
+    """Compile one library. Its symbols have its name as their version, as NVIDIA's have: what nvcc links against the
+    real library asks for that, and the loader aborts where a library has no versions."""
+    code, versions = target.with_suffix(".c"), target.with_suffix(".map")
+    versions.write_text(f"{target.name} {{ global: *; }};\n", encoding="utf-8")
     code.write_text(source(names, 1000 * toolkit.version[0] + 10 * toolkit.version[1]), encoding="utf-8")
     include = [f"-I{folder}" for folder in toolkit.includes]
-    command = ["gcc", "-w", "-shared", "-fPIC", *include, f"-Wl,-soname,{target.name}", "-o", str(target), str(code)]
+    command = ["gcc", "-w", "-shared", "-fPIC", *include, f"-Wl,-soname,{target.name}"]
+    command += [f"-Wl,--version-script={versions}", "-o", str(target), str(code)]
     subprocess.run(command, check=True)
 
 

@@ -1,0 +1,1 @@
+"""``make gpu``: everything that is done on a GPU, within minutes, on a machine without network."""

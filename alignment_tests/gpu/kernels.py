@@ -1,0 +1,79 @@
+"""``python -m alignment_tests.gpu.kernels``: has Jittor compile what the comparison of layers needs on CUDA.
+
+In a comparison every module runs by itself, so its kernels are others than those of a network that runs as a whole.
+Each precision is a phase as in ``jt_impl.cuda.phases``. Under the stand-ins of ``compile_check`` PyTorch stays on the
+CPU; results mean nothing either way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from fixtures.cli import Parser
+from jt_impl.cuda import phases
+from jt_impl.cuda.compile_check import find_kernels, make_standins, run_child
+
+
+def compile_for(precision: str) -> None:
+    """Record the reference on a small image, and let Jittor prepare for the same modules."""
+    import torch
+
+    from alignment_tests import arithmetic
+    from alignment_tests.harness.adapters import adapter_for
+    from alignment_tests.harness.experiment import Side, prepare, record_reference
+    from alignment_tests.pairs import make_pair
+    from fixtures.config import load_config
+    from fixtures.images import drawn_images
+
+    chosen = arithmetic.ARITHMETICS[precision]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pair = make_pair(load_config("gold_yolo_n", phases.CLASSES))
+    pair.reference.to(device)
+    scopes = arithmetic.scopes(chosen, device)
+    side = phases.HALF_SIDE if chosen.half else phases.SIDE
+    images = drawn_images(1, (side, side))
+    reference = Side(adapter_for(pair.reference), pair.reference, images, False, scope=scopes[0])
+    candidate = Side(adapter_for(pair.candidate), pair.candidate, images, False, scope=scopes[1])
+    run = chosen.runs[0]
+    with tempfile.TemporaryDirectory(prefix="kernels-") as place:
+        traces = record_reference(reference, Path(place), (run,), lambda text: None)
+        with candidate.adapter.in_precision(candidate.model, run), candidate.context(run):
+            prepare(candidate, run, traces[run], isolated=True)
+
+
+PHASES: dict[str, phases.Phase] = {
+    phases.LOAD: phases.load,
+    **{f"modules alone, {name}": partial(compile_for, name) for name in ("float32", "half", "float64")},
+}
+
+
+def with_standins(home: Path) -> int:
+    """The same in a child process that takes stand-ins for CUDA."""
+    outcomes = list(run_child(make_standins(home), home, (sys.executable, "-m", "alignment_tests.gpu.kernels")))
+    for outcome in outcomes:
+        print(json.dumps(asdict(outcome)))
+    kernels = find_kernels(home)
+    print(f"kernels for the GPU: {len(kernels.compiled)} compiled, {len(kernels.failed)} failed {kernels.failed}")
+    print("Nothing was run on a GPU.")
+    done = [outcome.phase for outcome in outcomes if outcome.result == "done"]
+    return int(bool(kernels.failed) or done != list(PHASES))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m alignment_tests.gpu.kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stand-ins", type=Path, metavar="HOME", help="without a GPU: keep stand-ins and cache there")
+    options = parser.parse_args(arguments)
+    if options.stand_ins is not None:
+        options.stand_ins.mkdir(parents=True, exist_ok=True)
+        return with_standins(options.stand_ins.absolute())
+    return phases.report(phases.run(PHASES))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

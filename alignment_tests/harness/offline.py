@@ -136,7 +136,7 @@ def _dump_isolated(side: Side, place: Path, precision: str, trace: Trace) -> Non
             if not call.module or call.module not in modules or not is_plain(call.arguments):
                 continue
             try:
-                found = run_alone(side.adapter, modules[call.module], trace, call, precision)
+                found = run_alone(side.adapter, modules[call.module], trace, call, precision, strict=True)
             except Exception as error:  # a finding about the candidate, judged in the report
                 failed[call.name] = f"the candidate's module raises {type(error).__name__}: {error}"[:500]
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Call:
     kind: str  # class name
     arguments: Structure  # of (args, kwargs)
     output: Structure
+    written: Sequence[str] = ()  # slots of arguments that the call changed in place
 
     @property
     def name(self) -> str:

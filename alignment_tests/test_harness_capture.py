@@ -222,6 +222,7 @@ def test_another_object_is_refused() -> None:
 def test_a_buffer_that_moves_in_eval_mode_is_put_back() -> None:
     """A norm that does not know its mode moves its statistics in evaluation."""
     model: Model = JittorTiny()
+    set_odd_modes(model)
     model.norm.is_training = lambda: True
     before = state(model)
     capture(model, X)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+import converters
 from alignment_tests.meta_tests.fault import Patch, fault
 from alignment_tests.meta_tests.forward import narrow_pair
-from alignment_tests.meta_tests.helpers import at, during, instead, norms, set_values
+from alignment_tests.meta_tests.helpers import at, during, instead, norms, set_values, with_other
 from jt_impl import attention, convolution, fusion, layers
 from jt_impl import model as models
 from jt_impl.layers import matmul, nn, to_var
@@ -511,18 +512,17 @@ def pointwise_kernel_in_the_corner(patch: Patch, model: Module) -> None:
 
 
 def fuse_wrongly(patch: Patch, backbone: Module, name: str, value: Any) -> None:
-    """The weights that ``fuse`` makes while another ``name`` stands in its module."""
-    right = getattr(models, name)
-    setattr(models, name, value)
-    try:
-        fused = models.fuse(narrow_pair().candidate).backbone
-    finally:
-        setattr(models, name, right)
-    made = dict(fused.named_modules())
-    for path, module in backbone.named_modules():
-        if path.endswith("rbr_reparam"):
-            for leaf in ("weight", "bias"):
-                patch.set(module, leaf, getattr(made[path], leaf))
+    """The weights that ``fuse`` makes otherwise while another ``name`` stands in its module."""
+    source, wrongly = narrow_pair().candidate, with_other(models.fuse, models, name, lambda right: value)
+    right, wrong = (converters.read_state(fuse(source).backbone) for fuse in (models.fuse, wrongly))
+    for key, array in wrong.items():
+        path, _, leaf = key.rpartition(".")
+        if not np.array_equal(array, right[key]):
+            set_values(patch, at(backbone, path), leaf, constant(array))
+
+
+def constant(array: Any) -> Any:
+    return lambda _: array
 
 
 @fault("neck", "high_IFM.transformer_blocks.0.attn", "scale")

@@ -105,9 +105,18 @@ def detections_as_centre_and_size(patch: Patch, subject: Suppressing) -> None:
 
 
 @fault(DATA, "val 0/pixels", DATA)
-def letterbox_rounded_down(patch: Patch, subject: Loading) -> None:
-    """The letterbox cuts sizes and padding down to whole pixels in place of rounding."""
-    patch.set(augment, "round", int)
+def letterbox_rounded_the_other_way(patch: Patch, subject: Loading) -> None:
+    """Where the padding is odd, its odd pixel goes to the left and the top in place of the right and the bottom."""
+
+    def make(right: Any) -> Any:
+        def letterbox(*arguments: Any, **options: Any) -> Any:
+            image, ratio, pad = right(*arguments, **options)
+            odd = [round(2 * side) % 2 for side in pad]
+            return np.roll(image, (odd[1], odd[0]), (0, 1)), ratio, pad
+
+        return letterbox
+
+    patch.wrap(loader, "letterbox", make)
 
 
 @fault(DATA, "val 0/pixels", DATA)
@@ -144,7 +153,7 @@ def pixels_over_256(patch: Patch, subject: Loading) -> None:
     patch.set(batching.Batch, "images", property(lambda batch: batch.pixels.astype(np.float32) / np.float32(256)))
 
 
-@fault(DATA, "train 0/targets", DATA)
+@fault(DATA, "train */targets", DATA)
 def boxes_not_flipped(patch: Patch, subject: Loading) -> None:
     """A flipped image keeps its boxes."""
     patch.wrap(recipe, "flip_left_right", lambda right: lambda image, rows: (right(image, rows)[0], rows))

@@ -76,7 +76,7 @@ class Suppressing:
     """Settings of the candidate's post-processing, which a port may have got wrong."""
 
     settings: dict[str, Any] = field(
-        default_factory=lambda: {"conf_threshold": 0.4, "iou_threshold": 0.5, "max_detections": 100}
+        default_factory=lambda: {"conf_threshold": 0.4, "iou_threshold": 0.5, "max_detections": 500}
     )
     finish: Callable[[list[Array]], list[Array]] = lambda rows: rows
 
@@ -113,7 +113,7 @@ def suppression(seed: int = 0) -> Exact:
 def data_folder() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="sabotage-data-")
     KEPT.append(folder)
-    write_dataset(demo_plan(12, 3, 0.5, (83, 131)), Path(folder.name))
+    write_dataset(demo_plan(12, 3, 0.5, (87, 131)), Path(folder.name))
     return Path(folder.name)
 
 
@@ -138,7 +138,7 @@ def data(seed: int = 0) -> Exact:
         train = loader.TrainLoader(dataset("train"), 3, 96, subject.seed, load_config("gold_yolo_s").augment)
         for kind, made in (("val", evaluation), ("train", train.epoch(1))):
             for number, batch in enumerate(made):
-                names = ("indices", "pixels", "targets", "ratios", "pads", "images")
+                names = ["indices", "pixels", "targets", "images", *(["ratios", "pads"] if kind == "val" else [])]
                 found |= {f"{kind} {number}/{name}": np.array(getattr(batch, name)) for name in names}
         return found
 
@@ -230,7 +230,7 @@ def conversion(seed: int = 0) -> Exact:
         converters.load_into(target, zeros)
         subject.load(target, subject.change(dict(converters.read_checkpoint(path).state)))
         state = converters.read_state(target)
-        return {f"weights/{name}": state[name.removeprefix("weights/")] for name in reference()}
+        return {name: state[name.removeprefix("weights/")] for name in reference()}
 
     return Exact(reference, candidate, Converting(), "weights/")
 

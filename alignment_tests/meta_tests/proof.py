@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,35 @@ LOCATING = "every array, 1e-5"  # the only plain check that can name a place
 Data = dict[str, Any]
 
 
-def as_json(findings: Iterable[Finding], runs: Iterable[tuple[CleanRun, Outcome]], seconds: dict[str, float]) -> Data:
+def as_json(
+    findings: Iterable[Finding], runs: Iterable[tuple[CleanRun, Outcome]], seconds: Mapping[str, float]
+) -> Data:
+    """Of one run of the command, which may have been asked for some faults only."""
+    made = {"commit": commit(), "environment": environment()}
     return {
         "format": FORMAT,
-        "commit": commit(),
-        "environment": environment(),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "faults": [finding_as_json(finding) for finding in findings],
-        "clean": [clean_as_json(*run) for run in runs],
+        "faults": [finding_as_json(finding) | made for finding in findings],
+        "clean": [clean_as_json(*run) | made for run in runs],
+    }
+
+
+def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
+    """Faults that were not asked for, and runs without a fault where none were, keep what they have.
+
+    Args:
+        older: what is on disk, None if nothing is.
+        newer: of this run.
+        known: names of all faults there are, in order; others are dropped.
+    """
+    if older is None or older.get("format") != FORMAT:
+        older = {"faults": [], "clean": [], "seconds": {}}
+    found = {one["name"]: one for one in [*older["faults"], *newer["faults"]]}
+    return {
+        "format": FORMAT,
+        "seconds": {**older["seconds"], **newer["seconds"]},
+        "faults": [found[name] for name in known if name in found],
+        "clean": newer["clean"] or older["clean"],
     }
 
 
@@ -84,12 +105,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(page: Path, data: Data) -> None:
-    """The page, and its JSON in ``results`` beside it."""
-    folder = page.parent / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / f"{page.stem}.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(page, render(data))
+def json_of(page: Path) -> Path:
+    return page.parent / "results" / f"{page.stem}.json"
+
+
+def write(page: Path, data: Data, known: Sequence[str]) -> Data:
+    """The page, and its JSON in ``results`` beside it; what was written."""
+    target = json_of(page)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    older = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else None
+    whole = merged(older, data, known)
+    write_text_atomically(target, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(page, render(whole))
+    return whole
 
 
 def render(data: Data) -> str:
@@ -111,7 +139,7 @@ WHAT_COUNTS = """
 *Found*: the report is not aligned. *Named exactly*: its first divergence is the fault's own module or array, and no
 other. A comparison of final outputs names nothing. In an experiment in which a check alarms without any fault, it
 cannot find one there. `allclose` runs in float32 with rtol = atol; the final outputs are those of the part that runs (a
-whole model's lie further away), of a training step the losses and the new weights.
+whole model's lie further away), of a training step the losses, of updates the new weights.
 """
 
 
@@ -217,18 +245,22 @@ def table(data: Data) -> str:
 
 
 def again(data: Data) -> str:
-    known, seconds = data["environment"], data["seconds"]
+    parts = [*data["faults"], *data["clean"]]
+    commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
+    known = parts[-1]["environment"]
+    took = sum(one["seconds"] for one in data["faults"])
+    alone = data["seconds"].get("clean runs", 0.0)
     return f"""
 ## How to make this page again
 
 ```sh
 python -m alignment_tests.meta_tests --output docs/proof.md
-python -m alignment_tests.meta_tests --only "batch norm" --clean-runs 0 --output reports/part.md
+python -m alignment_tests.meta_tests --only "batch norm" --clean-runs 0 --output docs/proof.md
 ```
 
-This one: commit {data["commit"]}; Python {known["python"]}, PyTorch {known["torch"]}, Jittor {known["jittor"]}, numpy
-{known["numpy"]}, {known["cores"]} cores. Faults {seconds["faults"]:.0f} s, runs without one
-{seconds["clean runs"]:.0f} s.
+The second form runs some faults only; the others keep what they have. Commit {commits}; Python {known["python"]},
+PyTorch {known["torch"]}, Jittor {known["jittor"]}, numpy {known["numpy"]}, {known["cores"]} cores. Faults {took:.0f} s,
+runs without one {alone:.0f} s; other work on the machine makes it longer.
 """
 
 

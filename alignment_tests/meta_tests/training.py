@@ -75,8 +75,8 @@ class Step:
 
 
 def is_result(name: str) -> bool:
-    """What people compare after a step: losses and weights."""
-    return name.startswith(("loss/", "parameter/"))
+    """What people compare of a step."""
+    return name.startswith("loss/")
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,9 @@ def objectness_ignored(patch: Patch, subject: Suppressing) -> None:
     change_kernel(patch, ("const T score = times(row[4], row[5 + c]);", "const T score = row[5 + c];"))
 
 
-@fault(POST, "detections/class", POST)
+@fault(POST, "detections/count", POST)
 def last_of_equal_scores_first(patch: Patch, subject: Suppressing) -> None:
-    """Of equal scores the last place comes first."""
+    """Of equal scores the last place comes first, so other boxes stay, and another number of them."""
     before = "a.first < b.first || (a.first == b.first && a.second > b.second)"
     order = "[](const std::pair<T, int>& a, const std::pair<T, int>& b) { return " + before + "; }"
     change_kernel(patch, ("std::sort(found.begin(), found.end());", f"std::sort(found.begin(), found.end(), {order});"))

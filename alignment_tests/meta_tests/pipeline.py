@@ -65,7 +65,7 @@ class Exact:
 def crowded(seed: int, images: int = 3, anchors: int = 400) -> Array:
     """Predictions on a coarse grid with few different scores: equal scores and overlaps exactly at a threshold."""
     numbers = uniform(seed, images * anchors * (5 + CLASSES)).reshape(images, anchors, 5 + CLASSES)
-    numbers[..., :4] = np.floor(numbers[..., :4] * [16, 16, 6, 6] + [0, 0, 1, 1]) * 4
+    numbers[..., :4] = np.floor(numbers[..., :4] * [6, 6, 4, 4] + [0, 0, 2, 2]) * 4
     numbers[..., 4] = np.where(numbers[..., 4] < 0.5, 1.0, 0.5)
     numbers[..., 5:] = np.floor(numbers[..., 5:] * 10) / 10
     return numbers.astype(np.float32)
@@ -76,7 +76,7 @@ class Suppressing:
     """Settings of the candidate's post-processing, which a port may have got wrong."""
 
     settings: dict[str, Any] = field(
-        default_factory=lambda: {"conf_threshold": 0.4, "iou_threshold": 0.5, "max_detections": 500}
+        default_factory=lambda: {"conf_threshold": 0.4, "iou_threshold": 0.5, "max_detections": 1000}
     )
     finish: Callable[[list[Array]], list[Array]] = lambda rows: rows
 

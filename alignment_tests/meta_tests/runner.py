@@ -51,8 +51,12 @@ class Finding:
 def examine(fault: Fault, experiment: Experiment, clean: Outcome) -> Finding:
     """``clean`` is what the experiment finds without a fault."""
     start = time.perf_counter()
-    with fault.planted(experiment.subject):
-        outcome = experiment.run()
+    try:
+        with fault.planted(experiment.subject):
+            outcome = experiment.run()
+    except Exception as error:  # the candidate does not run at all: seen by everybody, and named by its traceback only
+        told = Blame(type(error).__name__)
+        outcome = Outcome(False, told, f"{type(error).__name__}: {error}", dict.fromkeys(clean.plain, told))
     silent = {title: clean.plain[title] is None for title in clean.plain}
     plain = {
         title: (silent[title] and blame is not None, silent[title] and blamed(fault, blame))

@@ -293,7 +293,7 @@ def test_a_module_that_writes_into_its_input_is_named(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_writes_too_excuses_the_candidate(tmp_path: Path) -> None:
+    """And models without any parameter can be aligned."""
     reference = TorchBranches()
     reference.first = torch.nn.ReLU(inplace=True)
-    report = align(reference, JittorBranches(WritingReLU()), IMAGES, folder=tmp_path)
-    assert report.first_divergence is None
+    align(reference, JittorBranches(WritingReLU()), IMAGES, folder=tmp_path).raise_if_diverged()

@@ -210,6 +210,8 @@ def check_weights(reference: Side, candidate: Side) -> str:
     theirs, ours = reference.values(), candidate.values()
     shared = [name for name in theirs if name in ours]
     different = [name for name in shared if not same_values(ours[name], theirs[name])]
+    if not theirs and not ours:
+        return "neither model has parameters or buffers"
     if not shared:
         return "FAIL: the models share no parameter name"
     if different:

@@ -82,8 +82,9 @@ def eps_of_the_metric(patch: Patch, subject: Subject) -> None:
     patch.set(assigners, "METRIC_EPS", 1e-7)
 
 
-@fault(STEP, "assignment/scores", ASSIGNER)
-def eps_of_the_overlap(patch: Patch, subject: Subject) -> None:
+# Not in the step: the network's first boxes cover hundreds of pixels, beside which neither eps is seen in 1e-9.
+@fault("assigner", "assignment/scores", ASSIGNER)
+def eps_of_the_overlap(patch: Patch, subject: Any) -> None:
     """Overlaps of boxes in pixels are taken with an eps of 1e-7 in place of 1e-9 in the union."""
     patch.set(boxes, "UNION_EPS", 1e-7)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 import converters
+import torch_ref
 from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.capture import run_recorded
 from alignment_tests.harness.experiment import Side, judged, record_reference
@@ -22,7 +24,7 @@ from alignment_tests.pairs import Pair, make_pair, share_drop_path
 from alignment_tests.units import NORM
 from fixtures.config import GoldYoloConfig, load_config
 from fixtures.images import drawn_images
-from fixtures.seeded import seeded_state
+from fixtures.seeded import seeded_images, seeded_state
 
 CLASSES = 10
 Size = tuple[int, int]
@@ -39,7 +41,7 @@ def narrow_config(**options: Any) -> GoldYoloConfig:
 @lru_cache(maxsize=4)
 def narrow_pair(seed: int = 0, form: str = "train") -> Pair:
     config = narrow_config()
-    reference = __import__("torch_ref").build_model(config)
+    reference = torch_ref.build_model(config)
     shapes = {name: tuple(value.shape) for name, value in reference.state_dict().items()}
     return make_pair(config, seeded_state(shapes, seed), form)
 
@@ -67,10 +69,20 @@ def blocks_pair(seed: int = 0) -> tuple[Any, Any]:
     """What sizes M and L have beside the narrow network: a CSP stage of plain blocks, and a pyramid with SiLU."""
     made = []
     for package in ("torch_ref", "jt_impl"):
-        room = __import__(f"{package}.layers", fromlist=["layers"])
+        room = importlib.import_module(f"{package}.layers")
         stage = room.BepC3(8, 8, 4, ratio=0.5, block="conv_silu", norm=NORM)
         made.append(room.nn.Sequential(stage, room.SPPF(8, 8, norm=NORM, act=room.silu)))
     return seeded(made[0], made[1], seed)
+
+
+def activations_pair() -> tuple[Any, Any]:
+    """The activations of the network one after the other, the gate of an injection last."""
+    made = []
+    for package in ("torch_ref", "jt_impl"):
+        layers, fusion = (importlib.import_module(f"{package}.{room}") for room in ("layers", "fusion"))
+        parts = [layers.silu(), layers.relu6(), fusion.HardSigmoid(), layers.relu()]
+        made.append(layers.nn.Sequential(*parts))
+    return made[0], made[1]
 
 
 def seeded(reference: Any, candidate: Any, seed: int = 0) -> tuple[Any, Any]:
@@ -132,7 +144,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class ForwardCase:
-    """``part`` is of the narrow network ("backbone", "neck", "detect") or "blocks"."""
+    """``part`` is of the narrow network ("backbone", "neck", "detect"), "blocks" or "activations"."""
 
     part: str
     size: Size
@@ -145,13 +157,13 @@ class ForwardCase:
         if self.part == "blocks":
             maps = seeded_maps(self.batch, self.size, seed)
             return Forward(*blocks_pair(seed), maps, train=self.train)
+        if self.part == "activations":
+            return Forward(*activations_pair(), 10 * seeded_maps(self.batch, self.size, seed), train=self.train)
         pair = narrow_pair(seed, self.form)
         return Forward(*part_of(pair, self.part), inputs_of(pair, self.part, images), train=self.train)
 
 
 def seeded_maps(batch: int, size: Size, seed: int) -> Array:
-    from fixtures.seeded import seeded_images
-
     return (2 * seeded_images((batch, 8, *size), seed) - 1).astype(np.float32)
 
 
@@ -165,4 +177,5 @@ FORWARD: dict[str, ForwardCase] = {
     "head": ForwardCase("detect", (64, 64)),
     "head, training": ForwardCase("detect", (64, 64), 2, train=True),
     "blocks of M and L": ForwardCase("blocks", (12, 10)),
+    "activations": ForwardCase("activations", (12, 10)),
 }

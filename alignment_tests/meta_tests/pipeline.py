@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 import converters
+import jt_impl.assigners
 import torch_ref
+import torch_ref.assigners
 import torch_ref.postprocess
 from alignment_tests.meta_tests.forward import CLASSES, narrow_config
 from alignment_tests.meta_tests.outcome import Array, Blame, Outcome
 from alignment_tests.meta_tests.training import AFTER_WARMUP, BATCH, SIZE, STEPS_PER_EPOCH, moving
-from alignment_tests.meta_tests.values import Named, exactly
+from alignment_tests.meta_tests.values import Named, compared, exactly
 from alignment_tests.trainees import Run
 from converters.errors import StateMismatchError
 from fixtures import loader
@@ -104,6 +106,60 @@ def suppression(seed: int = 0) -> Exact:
         return detections_of(subject.finish(per_image(made)))
 
     return Exact(reference, candidate, subject, "detections/")
+
+
+# The assigner
+
+
+class Assigning:
+    """The task-aligned assigner alone, on boxes down to a pixel, which a network's first predictions never are.
+
+    Judged in float64, as decisions are; the plain checks see float32.
+    """
+
+    def __init__(self, seed: int = 0, images: int = 2, boxes: int = 6, side: int = 16, stride: float = 4.0) -> None:
+        numbers = iter(np.split(uniform(seed + 5, 40_000), 40))
+        row, column = np.mgrid[0:side, 0:side] + 0.5
+        self.points = np.stack([column, row], -1).reshape(-1, 2) * stride
+        anchors = len(self.points)
+        centres = next(numbers)[: images * boxes * 2].reshape(images, boxes, 2) * side * stride
+        sides = 1.0 + 20.0 * next(numbers)[: images * boxes * 2].reshape(images, boxes, 2) ** 3
+        self.truth = np.concatenate([centres - sides / 2, centres + sides / 2], -1)
+        self.truth[:, -1] = self.truth[:, 0]  # twice there, as another class
+        self.labels = np.arange(images * boxes).reshape(images, boxes) % CLASSES
+        near = np.abs(self.points[None, :, None] - centres[:, None]).sum(-1).argmin(-1)
+        moved = np.concatenate([next(numbers) for _ in range(4)])[: images * anchors * 4].reshape(images, anchors, 4)
+        self.boxes = np.take_along_axis(self.truth, near[..., None], 1) + (moved - 0.5)
+        scores = np.concatenate([next(numbers) for _ in range(8)])
+        self.scores = scores[: images * anchors * CLASSES].reshape(images, anchors, CLASSES)
+        self.subject = jt_impl.assigners
+        self.expected = {kind: self.assigned(torch_ref.assigners, to_torch(kind)) for kind in ("float64", "float32")}
+
+    def run(self) -> Outcome:
+        found = {kind: self.assigned(jt_impl.assigners, to_jittor(kind)) for kind in ("float64", "float32")}
+        return compared(found, self.expected, lambda name: True, kinds=("float64",))
+
+    def assigned(self, room: Any, tensor: Callable[[Array], Any]) -> dict[str, Array]:
+        valid = np.ones(self.labels.shape, bool)
+        truth = room.GroundTruth(tensor(self.labels), tensor(self.truth), tensor(valid))
+        made = room.assign_task_aligned(tensor(self.scores), tensor(self.boxes), tensor(self.points), truth)
+        foreground = np.array(made.foreground.numpy())
+        named = {"foreground": foreground, "labels": np.array(made.labels.numpy(), np.int64) * foreground}
+        named["boxes"] = np.array(made.boxes.numpy()) * foreground[..., None]
+        return {f"assignment/{n}": array for n, array in (named | {"scores": np.array(made.scores.numpy())}).items()}
+
+
+def to_torch(kind: str) -> Callable[[Array], Any]:
+    return lambda array: torch.from_numpy(array.astype(kind) if array.dtype.kind == "f" else array)
+
+
+def to_jittor(kind: str) -> Callable[[Array], Any]:
+    def tensor(array: Array) -> Any:
+        if array.dtype.kind == "f":
+            return (jt.array64 if kind == "float64" else jt.array)(array.astype(kind))
+        return jt.array(array if array.dtype.kind == "b" else array.astype(np.int32))
+
+    return tensor
 
 
 # Data and evaluation
@@ -216,7 +272,7 @@ def conversion(seed: int = 0) -> Exact:
     model = torch_ref.build_model(narrow_config())
     shapes = {name: array.shape for name, array in converters.read_state(model).items()}
     converters.load_into(model, seeded_state(shapes, seed))
-    target = __import__("jt_impl").build_model(narrow_config())
+    target = jt_impl.build_model(narrow_config())
     folder = tempfile.TemporaryDirectory(prefix="sabotage-conversion-")
     path = Path(folder.name) / "weights.safetensors"
     converters.write_checkpoint(path, converters.Checkpoint(converters.read_state(model)))
@@ -254,7 +310,8 @@ def conversion_of_training(seed: int = 0) -> Exact:
     return Exact(lambda: kept, candidate, Converting(), "")
 
 
-PIPELINE: dict[str, Callable[..., Exact]] = {
+PIPELINE: dict[str, Callable[..., Exact | Assigning]] = {
+    "assigner": Assigning,
     "post-processing": suppression,
     "data": data,
     "evaluation": evaluation,

@@ -12,16 +12,22 @@ from alignment_tests.meta_tests.outcome import Array, Blame, Outcome, plain_outc
 Named = Mapping[str, Array]
 
 
-def compared(found: Mapping[str, Named], expected: Mapping[str, Named], is_final: Callable[[str], bool]) -> Outcome:
+def compared(
+    found: Mapping[str, Named],
+    expected: Mapping[str, Named],
+    is_final: Callable[[str], bool],
+    kinds: tuple[str, ...] = ("float64", "float32"),
+) -> Outcome:
     """Candidate against reference in float64, then in float32 against the reference's float64 (the oracle).
 
     Args:
         found: the candidate's arrays by name, by precision; integers, bool and bytes must be equal.
         expected: the reference's.
         is_final: which names a comparison of final outputs looks at.
+        kinds: precisions to judge.
     """
     plain = plain_outcomes(found["float32"], expected["float32"], is_final)
-    for kind in ("float64", "float32"):
+    for kind in kinds:
         outcome = first_failure(found[kind], expected[kind], expected["float64"], kind)
         if outcome is not None:
             return Outcome(False, *outcome, plain)

@@ -228,7 +228,8 @@ def _weights(reference: Trace, candidate: Trace, judge: Judge) -> str:
     pairs = [(r, c) for r, c in pairs if r.startswith("parameter/") and r in reference]
     different = [r for r, c in pairs if not same_values(candidate[c], reference[r])]
     if not pairs:
-        return "FAIL: the models share no parameter name"
+        held = any(name.startswith("parameter/") for trace in (reference, candidate) for name in trace)
+        return "FAIL: the models share no parameter name" if held else "neither model has parameters"
     if different:
         return f"FAIL: {len(different)} of {len(pairs)} arrays differ, first {different[0]}; convert first"
     return f"{len(pairs)} parameters are equal bit for bit"

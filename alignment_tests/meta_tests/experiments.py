@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from alignment_tests.meta_tests import faults_layers, faults_pipeline, faults_training, faults_wiring
+from alignment_tests.meta_tests import (
+    faults_layers,
+    faults_losses,
+    faults_pipeline,
+    faults_updates,
+    faults_weights,
+    faults_wiring,
+)
 from alignment_tests.meta_tests.fault import FAULTS
 from alignment_tests.meta_tests.forward import FORWARD
 from alignment_tests.meta_tests.measuring import measuring
@@ -13,7 +20,7 @@ from alignment_tests.meta_tests.pipeline import PIPELINE
 from alignment_tests.meta_tests.runner import Experiment
 from alignment_tests.meta_tests.training import TRAINING
 
-FILES = (faults_layers, faults_wiring, faults_training, faults_pipeline)
+FILES = (faults_layers, faults_weights, faults_wiring, faults_losses, faults_updates, faults_pipeline)
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     **{name: case.make for name, case in FORWARD.items()},
     **{name: case.make for name, case in TRAINING.items()},

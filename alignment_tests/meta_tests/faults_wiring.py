@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from alignment_tests.meta_tests.fault import Patch, fault
 from alignment_tests.meta_tests.helpers import at, during, instead, reordered, set_values
 from fixtures.anchors import anchor_points
 from jt_impl import attention, head
+from jt_impl.layers import to_var
 from jt_impl.runtime import jittor as jt
 
 Module = Any
@@ -211,3 +213,12 @@ def bins_before_sides(patch: Patch, model: Module) -> None:
         return expected
 
     patch.wrap(model, "expected_distances", make)
+
+
+@fault("neck", "high_IFM.transformer_blocks.0.attn", SCALE)
+def attention_scaled(patch: Patch, model: Module) -> None:
+    """Attention divides the products by the root of the key's width, as is customary, where the original does not."""
+    attn = at(model, "high_IFM.transformer_blocks.0.attn")
+    factor = 1.0 / math.sqrt(attn.key_dim)
+    scaled = lambda right: lambda x, dim: right(x * to_var(np.array([factor]), x), dim)  # noqa: E731
+    during(patch, attn, attention, "softmax", scaled)

@@ -13,21 +13,23 @@ from typing import Any
 import torch
 
 from alignment_tests.meta_tests.experiments import make
-from alignment_tests.meta_tests.forward import FORWARD, Size
+from alignment_tests.meta_tests.forward import FORWARD, SMALL_PARTS, Size, small_part
 from alignment_tests.meta_tests.outcome import Outcome
 from alignment_tests.meta_tests.training import TRAINING, StepCase
 
-EVALUATION: tuple[Size, ...] = ((64, 64), (64, 96), (96, 64), (64, 160), (96, 96), (128, 64), (96, 128))
+EVALUATION: tuple[Size, ...] = ((64, 64), (64, 96), (96, 64), (64, 160), (96, 96))
 # Larger ones, batches of two: a norm over a few values magnifies the rounding before it without bound.
-TRAINED: tuple[Size, ...] = ((128, 128), (96, 160), (128, 160), (160, 128))
+TRAINED: tuple[Size, ...] = ((128, 128), (96, 160), (160, 96))
+SMALL: tuple[Size, ...] = ((4, 5), (5, 4), (3, 7), (6, 6), (8, 5), (7, 9))  # of the coarsest map of a small part
 BLOCKS: tuple[Size, ...] = ((12, 10), (7, 9), (16, 12), (20, 13))
 THREADS = (1, 2, 3, 4)
-# How often an experiment comes in a round of twenty.
+TRAIN = ", training"
+# How often an experiment comes in a round of twenty-five.
 ROUND = (
-    *("backbone", "neck", "head", "backbone, deploy form", "blocks of M and L") * 2,
-    *("backbone, training", "neck, training", "head, training"),
-    *("training step", "training step in depth", "updates", "updates by Adam"),
-    *("post-processing", "data", "conversion"),
+    *("backbone", "neck", "head", "head", "backbone, deploy form", "blocks of M and L", "activations", "assigner"),
+    *SMALL_PARTS,
+    *("backbone.stem" + TRAIN, "neck.Rep_p4" + TRAIN, "head" + TRAIN),
+    *("training step", "updates", "post-processing", "data", "conversion"),
 )
 
 
@@ -45,6 +47,10 @@ class CleanRun:
             return self.made().run()
 
     def made(self) -> Any:
+        part = self.experiment.removesuffix(TRAIN)
+        if part in SMALL_PARTS:
+            assert self.size is not None
+            return small_part(part, self.size, self.seed, train=part != self.experiment)
         if self.experiment in FORWARD:
             assert self.size is not None
             return replace(FORWARD[self.experiment], size=self.size).make(self.seed)
@@ -62,9 +68,14 @@ def clean_runs(count: int) -> Iterator[CleanRun]:
 
 
 def size_for(name: str, seed: int) -> Size | None:
-    if name not in FORWARD and not isinstance(TRAINING.get(name), StepCase):
+    if name.removesuffix(TRAIN) in SMALL_PARTS:
+        sizes = SMALL
+    elif name in ("blocks of M and L", "activations"):
+        sizes = BLOCKS
+    elif name in FORWARD or isinstance(TRAINING.get(name), StepCase):
+        sizes = TRAINED if "training" in name else EVALUATION
+    else:
         return None
-    sizes = BLOCKS if name.startswith("blocks") else TRAINED if "training" in name else EVALUATION
     return sizes[(seed // 3) % len(sizes)]
 
 

@@ -142,6 +142,39 @@ class Arrays:
         }
 
 
+# Smaller parts: the argument of each as maps of (channels, size as a factor of the smallest map's).
+SMALL_PARTS: dict[str, Any] = {
+    "backbone.stem": (3, 4),
+    "backbone.ERBlock_5": (64, 2),
+    "neck.low_FAM": [[(16, 8), (32, 4), (64, 2), (128, 1)]],
+    "neck.LAF_p4": [[(32, 2), (64, 1), (32, 1)]],
+    "neck.Inject_p4": [(32, 2), (64, 1)],
+    "neck.Rep_p4": (32, 2),
+    "neck.high_IFM": (176, 1),
+    "neck.LAF_n4": [(16, 2), (16, 1)],
+    "detect.cls_convs.1": (32, 2),
+}
+
+
+def maps_for(shapes: Any, batch: int, size: Size, seed: int) -> Any:
+    """Seeded maps in the nest of (channels, factor)."""
+    if isinstance(shapes, list):
+        return [maps_for(one, batch, size, seed + 31 * place) for place, one in enumerate(shapes)]
+    channels, factor = shapes
+    shape = (batch, channels, size[0] * factor, size[1] * factor)
+    return (2 * seeded_images(shape, seed) - 1).astype(np.float32)
+
+
+def small_part(path: str, size: Size, seed: int, batch: int = 2, *, train: bool = False) -> Forward:
+    """A part of the narrow network alone, on seeded maps."""
+    sides = []
+    for model in (narrow_pair(seed).reference, narrow_pair(seed).candidate):
+        for name in path.split("."):
+            model = getattr(model, name) if not name.isdigit() else model[int(name)]
+        sides.append(model)
+    return Forward(sides[0], sides[1], maps_for(SMALL_PARTS[path], batch, size, seed), train=train)
+
+
 @dataclass(frozen=True)
 class ForwardCase:
     """``part`` is of the narrow network ("backbone", "neck", "detect"), "blocks" or "activations"."""

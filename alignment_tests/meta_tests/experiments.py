@@ -15,7 +15,7 @@ from alignment_tests.meta_tests import (
 )
 from alignment_tests.meta_tests.fault import FAULTS
 from alignment_tests.meta_tests.forward import FORWARD
-from alignment_tests.meta_tests.measuring import measuring
+from alignment_tests.meta_tests.measuring import Measuring
 from alignment_tests.meta_tests.pipeline import PIPELINE
 from alignment_tests.meta_tests.runner import Experiment
 from alignment_tests.meta_tests.training import TRAINING
@@ -25,7 +25,7 @@ EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     **{name: case.make for name, case in FORWARD.items()},
     **{name: case.make for name, case in TRAINING.items()},
     **PIPELINE,
-    "measuring": measuring,
+    "measuring": Measuring,
 }
 
 

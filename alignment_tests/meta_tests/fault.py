@@ -20,9 +20,10 @@ class Patch:
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Another value for an attribute of a module, class or instance."""
         held = vars(owner).get(name, _ABSENT)
-        self._stack.callback(delattr, owner, name) if held is _ABSENT else self._stack.callback(
-            setattr, owner, name, held
-        )
+        if held is _ABSENT:  # of the class, or of a class above
+            self._stack.callback(delattr, owner, name)
+        else:
+            self._stack.callback(setattr, owner, name, held)
         setattr(owner, name, value)
 
     def item(self, mapping: Any, key: Any, value: Any) -> None:
@@ -33,10 +34,6 @@ class Patch:
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """``make`` gets the function that is there and gives the one in its place."""
         self.set(owner, name, make(getattr(owner, name)))
-
-    def undo(self, callback: Callable[[], Any]) -> None:
-        """What else is to be done when the fault is taken out."""
-        self._stack.callback(callback)
 
 
 Plant = Callable[[Patch, Any], None]

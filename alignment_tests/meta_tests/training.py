@@ -169,7 +169,7 @@ TRAINING: dict[str, StepCase | UpdateCase] = {
     "training step": StepCase(),
     "training step in depth": StepCase(deep=True),
     "training step, ATSS": StepCase(assigner="atss"),
-    "training step, CIoU": StepCase(iou="ciou"),
+    "training step, CIoU": StepCase(iou="ciou", deep=True),
     "training step, anchor-aided": StepCase(head="fuse_ab"),
     "updates": UpdateCase(),
     "updates, accumulated": UpdateCase(batch_size=32, steps=4),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.capture import run_recorded
 from alignment_tests.harness.experiment import Side, judged, record_reference
 from alignment_tests.harness.judge import PRECISIONS
+from alignment_tests.meta_tests.folders import folder_of
 from alignment_tests.meta_tests.outcome import Array, Outcome, of_report, plain_outcomes
 from alignment_tests.pairs import Pair, make_pair, share_drop_path
 from alignment_tests.units import NORM
@@ -99,9 +98,7 @@ class Forward:
     def __init__(self, reference: Any, candidate: Any, inputs: Any, *, train: bool) -> None:
         self.reference = Side(adapter_for(reference), reference, inputs, train)
         self.candidate = Side(adapter_for(candidate), candidate, inputs, train)
-        self.folder = tempfile.TemporaryDirectory(prefix="sabotage-")
-        place = Path(self.folder.name)
-        self.traces = record_reference(self.reference, place, PRECISIONS, lambda text: None)
+        self.traces = record_reference(self.reference, folder_of(self), PRECISIONS, lambda text: None)
         trace = self.traces["float32"]
         self.expected = {name: trace[name] for name in trace if not name.startswith("input/")}
 

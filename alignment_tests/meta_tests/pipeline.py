@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +16,7 @@ import jt_impl.assigners
 import torch_ref
 import torch_ref.assigners
 import torch_ref.postprocess
+from alignment_tests.meta_tests.folders import folder_of
 from alignment_tests.meta_tests.forward import CLASSES, narrow_config
 from alignment_tests.meta_tests.outcome import Array, Blame, Outcome
 from alignment_tests.meta_tests.training import AFTER_WARMUP, BATCH, SIZE, STEPS_PER_EPOCH, moving
@@ -167,13 +167,9 @@ def to_jittor(kind: str) -> Callable[[Array], Any]:
 
 @lru_cache(maxsize=1)
 def data_folder() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="sabotage-data-")
-    KEPT.append(folder)
-    write_dataset(demo_plan(12, 3, 0.5, (87, 131)), Path(folder.name))
-    return Path(folder.name)
-
-
-KEPT: list[Any] = []  # temporary folders that are to live as long as the process
+    folder = folder_of(data_folder)
+    write_dataset(demo_plan(12, 3, 0.5, (87, 131)), folder)
+    return folder
 
 
 def dataset(split: str) -> DetectionDataset:
@@ -273,8 +269,7 @@ def conversion(seed: int = 0) -> Exact:
     shapes = {name: array.shape for name, array in converters.read_state(model).items()}
     converters.load_into(model, seeded_state(shapes, seed))
     target = jt_impl.build_model(narrow_config())
-    folder = tempfile.TemporaryDirectory(prefix="sabotage-conversion-")
-    path = Path(folder.name) / "weights.safetensors"
+    path = folder_of(model) / "weights.safetensors"
     converters.write_checkpoint(path, converters.Checkpoint(converters.read_state(model)))
     zeros = {name: np.zeros_like(array) for name, array in converters.read_state(target).items()}
 
@@ -282,7 +277,7 @@ def conversion(seed: int = 0) -> Exact:
         state = converters.read_state(model)
         return {f"weights/{name}": array for name, array in state.items() if "num_batches" not in name}
 
-    def candidate(subject: Converting, folder: Any = folder) -> Named:
+    def candidate(subject: Converting) -> Named:
         converters.load_into(target, zeros)
         subject.load(target, subject.change(dict(converters.read_checkpoint(path).state)))
         state = converters.read_state(target)

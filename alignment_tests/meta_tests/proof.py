@@ -137,9 +137,13 @@ This page is made by `python -m alignment_tests.meta_tests` from [results/proof.
 """
 WHAT_COUNTS = """
 *Found*: the report is not aligned. *Named exactly*: its first divergence is the fault's own module or array, and no
-other. A comparison of final outputs names nothing. In an experiment in which a check alarms without any fault, it
-cannot find one there. `allclose` runs in float32 with rtol = atol; the final outputs are those of the part that runs (a
-whole model's lie further away), of a training step the losses, of updates the new weights.
+other. A place with a star is a quantity of several arrays, of which any may be named: an assignment (foreground,
+labels, boxes, scores), the velocities, weights or averages of an update, the gradients that the loss itself gives.
+After the faults of an experiment the candidate must be aligned again, or the command ends with an error.
+
+A comparison of final outputs names nothing. In an experiment in which a check alarms without any fault, it cannot find
+one there. `allclose` runs in float32 with rtol = atol; the final outputs are those of the part that runs (a whole
+model's lie further away), of a training step the losses, of updates the new weights.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from alignment_tests.cuda_trees import package_layout, place_nvcc, system_layout
 from jt_impl import float64, postprocess, statistics
 from jt_impl.cuda import home, toolkit
 from jt_impl.cuda.toolkit import MissingPartError
+from jt_impl.runtime import jittor
 
 
 def remove(root: Path, pattern: str) -> None:
@@ -313,6 +315,19 @@ def test_convolutions_are_set_up_by_us(real_home: Path, tmp_path: Path) -> None:
     text = compiled(real_home, tmp_path, CONVOLUTION, "-E").read_text()
     assert "return align_set_convolution(c, 2, n" in text
     assert "+ align_set_math(c, CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION)" in text
+
+
+@pytest.mark.parametrize("name", ["cudnn_conv_op", "cudnn_conv_backward_x_op", "cudnn_conv_backward_w_op"])
+def test_jittor_lists_as_many_algorithms_as_it_tries(name: str, real_home: Path, tmp_path: Path) -> None:
+    operators = Path(jittor.compiler.jittor_path) / "extern" / "cuda" / "cudnn" / "ops"
+    text = (operators / f"{name}.cc").read_text(encoding="utf-8")
+    listed = re.search(r"algos\[\] = \{(.*?)\}", text, re.DOTALL)
+    count = re.search(r"num_algos = (CUDNN_\w+_ALGO_COUNT)", text)
+    assert listed is not None
+    assert count is not None
+    entries = len(re.findall(r"CUDNN_\w+", listed[1]))
+    source = f'#include <cudnn.h>\nstatic_assert({count[1]} <= {entries}, "beyond the end of the list");'
+    compiled(real_home, tmp_path, source, "-code=sm_90", "-c")
 
 
 def test_fast_math_does_not_arrive(real_home: Path, tmp_path: Path) -> None:

@@ -255,3 +255,45 @@ def test_the_repro_of_a_renamed_module_is_written(tmp_path: Path) -> None:
     assert report.first_divergence is not None
     assert report.first_divergence.module == "0"
     assert (tmp_path / "repro" / "repro.py").is_file() == report.first_divergence.name.startswith("activation/")
+
+
+# Arguments changed in place
+
+
+class TorchBranches(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.ReLU(), torch.nn.ReLU6()
+
+    def forward(self, x: Any) -> Any:
+        x = x - 0.5
+        return self.first(x) + self.second(x)
+
+
+class WritingReLU(jt.Module):
+    def execute(self, x: Any) -> Any:
+        return x.assign(layers.ReLU()(x).copy())
+
+
+class JittorBranches(jt.Module):
+    def __init__(self, first: Any) -> None:
+        self.first, self.second = first, layers.ReLU6()
+
+    def execute(self, x: Any) -> Any:
+        x = x - 0.5
+        return self.first(x) + self.second(x)
+
+
+def test_a_module_that_writes_into_its_input_is_named(tmp_path: Path) -> None:
+    """Its output is right, and so is everything that reads the spoilt map, alone."""
+    report = align(TorchBranches(), JittorBranches(WritingReLU()), IMAGES, folder=tmp_path)
+    assert report.first_divergence is not None
+    assert report.first_divergence.module == "first"
+    assert "changes its argument args.0 in place" in report.first_divergence.reason
+
+
+def test_a_reference_that_writes_too_excuses_the_candidate(tmp_path: Path) -> None:
+    """And models without any parameter can be aligned."""
+    reference = TorchBranches()
+    reference.first = torch.nn.ReLU(inplace=True)
+    align(reference, JittorBranches(WritingReLU()), IMAGES, folder=tmp_path).raise_if_diverged()

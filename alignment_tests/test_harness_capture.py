@@ -192,6 +192,21 @@ def test_train_mode_shows_the_buffers_after_the_run(model: Model) -> None:
     assert trace["buffer/norm.mean"] == pytest.approx((X * WEIGHT).mean(0), rel=1e-6)
 
 
+def moved_in_place(x: Any) -> Any:
+    """Twice ``x``, written over ``x``."""
+    return x.mul_(2) if isinstance(x, torch.Tensor) else x.assign(x * 2)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_arguments_that_a_call_changes_in_place_are_told(framework: str) -> None:
+    """Only of the module that does it: what was handed on before is no argument of it."""
+    model = TorchTiny() if framework == "torch" else JittorTiny()
+    setattr(model.norm, "forward" if framework == "torch" else "execute", moved_in_place)
+    written = {call.name: tuple(call.written) for call in capture(model, X).calls}
+    assert written.pop("norm#0") == ("args.0",)
+    assert set(written.values()) == {()}
+
+
 def test_a_dropout_repeats(model: Model) -> None:
     assert arrays(capture(model, X, train=True)) == arrays(capture(model, X, train=True))
 
@@ -202,6 +217,16 @@ def test_another_object_is_refused() -> None:
 
 
 # Nothing is changed
+
+
+def test_a_buffer_that_moves_in_eval_mode_is_put_back() -> None:
+    """A norm that does not know its mode moves its statistics in evaluation."""
+    model: Model = JittorTiny()
+    set_odd_modes(model)
+    model.norm.is_training = lambda: True
+    before = state(model)
+    capture(model, X)
+    assert state(model) == before
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -239,7 +239,7 @@ def setting(name: str, value: Any) -> Fault:
 FAULTS: dict[str, tuple[Fault, str]] = {
     "eps of a norm": (wrong_eps, "activation/second.bn#0/0"),
     "running variance biased": (biased_variance, "buffer/first.bn.running_var"),
-    "loss by another factor": (setting("loss_factor", 1.01), "loss/total"),
+    "loss by another factor": (setting("loss_factor", 1.01), "loss/first"),
     "missing stop_grad": (setting("attached", True), "grad_activation/loss#0/0"),
     "wrong backward of a module": (scaled_gradient, "grad_activation/second.act#0/args.0"),
     "detached tensor": (lambda t: setattr(t.model, "detached", True), "grad_activation/first#0/0"),

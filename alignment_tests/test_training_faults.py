@@ -122,7 +122,7 @@ FAULTS: dict[str, tuple[Plant, bool, str]] = {
     "momentum dampened": (dampened_momentum, False, "momentum/backbone.stem."),
     "decay on biases": (decay_on_biases, False, "momentum/backbone.stem.rbr_dense.bn.bias"),
     "average one update late": (average_one_update_late, False, "ema/backbone.stem."),
-    "mean for sum": (mean_for_sum, False, "loss/total"),
+    "mean for sum": (mean_for_sum, False, "loss/cls"),
     "detached tensor": (detached_branch, True, "grad_activation/neck.high_IFM.transformer_blocks.0#0/args.0"),
     "missing stop_grad in the assigner": (gradient_through_the_assigner, True, "grad_activation/loss#0/"),
     "running variance biased": (biased_running_variance, False, "buffer/backbone.stem.rbr_dense.bn.running_var"),

@@ -44,6 +44,9 @@ class TorchDetector:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def is_done(self, predictions: Any) -> bool:
+        return self.device.type != "cuda" or bool(torch.cuda.current_stream().query())
+
     def detect(self, images: Array, confidence: float, iou: float, multi_label: bool = True) -> list[Array]:
         predictions = self.forward(self.prepare(images))
         return per_image(non_max_suppression(predictions, confidence, iou, multi_label=multi_label))

@@ -34,26 +34,28 @@ class Recorder:
         self.adapter, self.sink, self.with_inputs = adapter, sink, with_inputs
         self.calls: list[Call] = []
         self._counts: dict[str, int] = {}
-        self._open: list[tuple[str, int, Structure]] = []
+        self._open: list[tuple[str, int, Structure, dict[str, tuple[Any, tuple[Any, ...]]]]] = []
         self._seen: dict[tuple[Any, ...], tuple[Any, str]] = {}
 
     def before(self, path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
         tensors, structure = flatten({"args": list(args), "kwargs": kwargs}, self.adapter.is_tensor)
-        self._open.append((path, number, structure))
+        given = {slot: (tensor, self.adapter.key(tensor)) for slot, tensor in tensors.items()}
+        self._open.append((path, number, structure, given))
         if self.with_inputs:
             for slot, tensor in tensors.items():
                 self._record(f"input/{path}#{number}/{slot}", tensor)
 
     def after(self, path: str, module: Any, output: Any) -> None:
-        opened, number, arguments = self._open.pop()
+        opened, number, arguments, given = self._open.pop()
         while opened != path:  # it raised, and the model went on without it
-            opened, number, arguments = self._open.pop()
+            opened, number, arguments, given = self._open.pop()
+        written = tuple(slot for slot, (tensor, key) in given.items() if self.adapter.key(tensor) != key)
         tensors, structure = flatten(output, self.adapter.is_tensor)
         for slot, tensor in tensors.items():
             self._record(f"activation/{path}#{number}/{slot}", tensor)
-        self.calls.append(Call(path, number, type(module).__name__, arguments, structure))
+        self.calls.append(Call(path, number, type(module).__name__, arguments, structure, written))
 
     def _record(self, name: str, tensor: Any) -> None:
         key = self.adapter.key(tensor)

@@ -111,26 +111,54 @@ def align(
     title = title or f"{type(torch_model).__name__} and {type(jittor_model).__name__}"
     with tempfile.TemporaryDirectory(prefix="align-") as place:
         traces = record_reference(reference, Path(place), precisions, notify)
-        judge = Judge(traces, budget, excused, renamed)
-        checks = {"weights": check_weights(reference, candidate)}
-        if "float32" in traces:
-            checks["hooks (reference)"] = hooks_fact(reference, root_outputs(traces["float32"]))
-        for precision in precisions:
-            notify(f"candidate, {precision}")
-            with candidate.adapter.in_precision(candidate.model, precision) as model, candidate.context(precision):
-                prepare(replace(candidate, model=model), precision, traces[precision], isolated)
-                hooked = Outputs(judge.sink(precision))
-                run_recorded(candidate.adapter, model, inputs, precision, hooked, train=train)
-                if precision == "float32":
-                    checks["hooks (candidate)"] = hooks_fact(candidate, hooked.outputs)
-                if isolated:
-                    notify(f"candidate, {precision}, each module alone")
-                    judge_isolated(judge, precision, reference, replace(candidate, model=model), traces)
-        report = finish(judge, precisions, title, dict(settings or {}), checks, environment(reference, candidate))
+        report = judged(
+            reference,
+            candidate,
+            traces,
+            precisions,
+            isolated=isolated,
+            budget=budget,
+            excused=excused,
+            title=title,
+            settings=settings,
+            notify=notify,
+        )
         if report.first_divergence is None:
             return report
         target = Path(folder) if folder is not None else Path("reports") / slug(title)
         return with_repro(report, reference, candidate, traces, target, build)
+
+
+def judged(
+    reference: Side,
+    candidate: Side,
+    traces: Mapping[str, Trace],
+    precisions: tuple[str, ...] = PRECISIONS,
+    *,
+    isolated: bool = True,
+    budget: Budget = DEFAULT_BUDGET,
+    excused: Mapping[str, str] | None = None,
+    title: str = "candidate",
+    settings: Mapping[str, Any] | None = None,
+    notify: Notify = lambda text: None,
+) -> Report:
+    """The candidate against recorded runs of the reference; ``traces`` may serve any number of candidates."""
+    judge = Judge(traces, budget, excused, candidate.renamed)
+    checks = {"weights": check_weights(reference, candidate)}
+    if "float32" in traces:
+        checks["hooks (reference)"] = hooks_fact(reference, root_outputs(traces["float32"]))
+    for precision in precisions:
+        notify(f"candidate, {precision}")
+        with candidate.adapter.in_precision(candidate.model, precision) as model, candidate.context(precision):
+            prepare(replace(candidate, model=model), precision, traces[precision], isolated)
+            hooked = Outputs(judge.sink(precision))
+            run_recorded(candidate.adapter, model, candidate.inputs, precision, hooked, train=candidate.train)
+            if precision == "float32":
+                checks["hooks (candidate)"] = hooks_fact(candidate, hooked.outputs)
+            if isolated:
+                notify(f"candidate, {precision}, each module alone")
+                judge_isolated(judge, precision, reference, replace(candidate, model=model), traces)
+    return finish(judge, precisions, title, dict(settings or {}), checks, environment(reference, candidate))
 
 
 def record_reference(side: Side, place: Path, precisions: tuple[str, ...], notify: Notify) -> dict[str, Trace]:
@@ -212,6 +240,8 @@ def check_weights(reference: Side, candidate: Side) -> str:
     theirs, ours = reference.values(), candidate.values()
     shared = [name for name in theirs if name in ours]
     different = [name for name in shared if not same_values(ours[name], theirs[name])]
+    if not theirs and not ours:
+        return "neither model has parameters or buffers"
     if not shared:
         return "FAIL: the models share no parameter name"
     if different:
@@ -253,7 +283,7 @@ def judge_call(
 ) -> None:
     names = output_names(trace, call)
     try:
-        found = run_alone(adapter, module, trace, call, precision)
+        found = run_alone(adapter, module, trace, call, precision, strict=True)
     except Exception as error:  # any failure of the user's module is a finding of the report, not of the harness
         for name in names:
             judge.fail_isolated(precision, name, f"the candidate's module raises {type(error).__name__}: {error}"[:500])
@@ -281,24 +311,46 @@ def isolated_oracle(
         yield lambda call: run_alone(adapter, modules[call.module], trace, call, "float64")
 
 
-def run_alone(adapter: Adapter, module: Any, trace: Trace, call: Call, precision: str) -> dict[str, Array]:
+class WrittenInputError(RuntimeError):
+    """A module changes an argument in place, which spoils it for whoever reads it next."""
+
+
+def run_alone(
+    adapter: Adapter, module: Any, trace: Trace, call: Call, precision: str, *, strict: bool = False
+) -> dict[str, Array]:
     """Outputs by slot of one module, called as it was in the trace.
 
     Raises:
         OpaqueArgumentError: an argument was neither a tensor nor a plain value.
+        WrittenInputError: ``strict``, and the module changes an argument in place that the recorded call did not.
     """
-    arguments = arguments_of(adapter, trace, call, precision)
+    given: dict[str, tuple[Array, Any]] = {}
+    arguments = arguments_of(adapter, trace, call, precision, given)
     tensors, _ = flatten(module(*arguments["args"], **arguments["kwargs"]), adapter.is_tensor)
-    return {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
+    found = {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
+    for slot, (array, tensor) in given.items() if strict else ():
+        if slot not in call.written and not np.array_equal(adapter.to_numpy(tensor), array, equal_nan=True):
+            raise WrittenInputError(f"it changes its argument {slot} in place, which the reference does not")
+    return found
 
 
-def arguments_of(adapter: Adapter, trace: Trace, call: Call, precision: str) -> Any:
-    """What the call was given, floating inputs cast to ``precision``; half ones of a mixed run stay half in float32."""
+def arguments_of(
+    adapter: Adapter, trace: Trace, call: Call, precision: str, given: dict[str, tuple[Array, Any]] | None = None
+) -> Any:
+    """What the call was given, floating inputs cast to ``precision``; half ones of a mixed run stay half in float32.
+
+    Args:
+        given: takes up each array and the tensor made of it, by slot.
+    """
 
     def leaf(slot: str) -> Any:
         array = trace[f"input/{call.name}/{slot}"]
         stays = array.dtype.kind != "f" or (array.dtype == np.float16 and precision == "float32")
-        return adapter.from_numpy(array if stays else array.astype(precision))
+        array = array if stays else array.astype(precision)
+        tensor = adapter.from_numpy(array)
+        if given is not None:
+            given[slot] = array, tensor
+        return tensor
 
     return unflatten(call.arguments, leaf)
 

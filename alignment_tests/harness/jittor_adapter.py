@@ -101,7 +101,8 @@ class JittorAdapter:
         modes = [(module, module.__dict__.get("is_train")) for module in modules]
         # A model may also put another variable in the place of a buffer.
         held = [(m, name, var) for m in modules for name, var in m.__dict__.items() if isinstance(var, jt.Var)]
-        values = [(var, var.numpy()) for _, _, var in held if var.is_stop_grad()] if train else []
+        # In eval mode too: a norm that does not know its mode moves its statistics there.
+        values = [(var, var.numpy()) for _, _, var in held if var.is_stop_grad()]
         seed = jt.get_seed()
         for module in modules:
             module.is_train = train  # eval() would also stop the gradients of every parameter

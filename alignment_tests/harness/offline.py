@@ -136,7 +136,7 @@ def _dump_isolated(side: Side, place: Path, precision: str, trace: Trace) -> Non
             if not call.module or call.module not in modules or not is_plain(call.arguments):
                 continue
             try:
-                found = run_alone(side.adapter, modules[call.module], trace, call, precision)
+                found = run_alone(side.adapter, modules[call.module], trace, call, precision, strict=True)
             except Exception as error:  # a finding about the candidate, judged in the report
                 failed[call.name] = f"the candidate's module raises {type(error).__name__}: {error}"[:500]
                 continue
@@ -228,7 +228,8 @@ def _weights(reference: Trace, candidate: Trace, judge: Judge) -> str:
     pairs = [(r, c) for r, c in pairs if r.startswith("parameter/") and r in reference]
     different = [r for r, c in pairs if not same_values(candidate[c], reference[r])]
     if not pairs:
-        return "FAIL: the models share no parameter name"
+        held = any(name.startswith("parameter/") for trace in (reference, candidate) for name in trace)
+        return "FAIL: the models share no parameter name" if held else "neither model has parameters"
     if different:
         return f"FAIL: {len(different)} of {len(pairs)} arrays differ, first {different[0]}; convert first"
     return f"{len(pairs)} parameters are equal bit for bit"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Call:
     kind: str  # class name
     arguments: Structure  # of (args, kwargs)
     output: Structure
+    written: tuple[str, ...] = ()  # slots of arguments that the call changed in place
 
     @property
     def name(self) -> str:
@@ -136,7 +137,12 @@ class Trace:
         found = data.get("format") if isinstance(data, dict) else data
         if found != FORMAT or "entries" not in data:
             raise ValueError(f"trace {path} must be of format {FORMAT}. Received: {found}")
-        return Trace(path, data["entries"], [Call(**call) for call in data["calls"]], data["meta"])
+        return Trace(path, data["entries"], [_call(**call) for call in data["calls"]], data["meta"])
+
+
+def _call(written: Sequence[str] = (), **rest: Any) -> Call:
+    """From JSON, which has no tuples; traces of older versions do not tell what was written."""
+    return Call(**rest, written=tuple(written))
 
 
 class TraceWriter:

@@ -318,7 +318,7 @@ def perform(
         kept.assignment[name] = np.array(adapter.to_numpy(tensor))
         sink.put(f"assignment/{name}", kept.assignment[name])
     terms = trainee.losses(outputs, batch, own if taught is None else taught.assignment)
-    for name, tensor in terms.items():
+    for name, tensor in total_last(terms).items():
         sink.put(f"loss/{name}", np.array(adapter.to_numpy(tensor)).reshape(1))
     gradients, extra = trainee.backward(terms["total"], list(recorder.tensors.values()))
     by_name = dict(zip(recorder.tensors, extra, strict=True))
@@ -334,6 +334,11 @@ def perform(
         if name.split("/", 1)[0] in STATE_PHASES:
             sink.put(name, array)
     return recorder.calls, kept
+
+
+def total_last(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Loss terms before their total: a wrong term is the cause, a wrong total its effect."""
+    return {name: terms[name] for name in sorted(terms, key=lambda name: name == "total")}
 
 
 def record_step(
@@ -448,7 +453,7 @@ def loss_alone(
     outputs = unflatten(root.output, leaf)
     terms = trainee.losses(outputs, batch, recording.assignment if taught else trainee.assign(outputs, batch))
     gradients = adapter.gradients(terms["total"], list(leaves.values()))
-    rows = {f"loss/{name}": np.array(adapter.to_numpy(tensor)).reshape(1) for name, tensor in terms.items()}
+    rows = {f"loss/{name}": np.array(adapter.to_numpy(term)).reshape(1) for name, term in total_last(terms).items()}
     return rows | {f"grad_activation/{LOSS}/{slot}": grad for slot, grad in zip(leaves, gradients, strict=True)}
 
 

@@ -56,6 +56,10 @@ static inline cudnnStatus_t align_set_math(cudnnConvolutionDescriptor_t convolut
     return cudnnSetConvolutionMathType(convolution, wanted);
 }
 
+// Jittor's list of algorithms for the gradient of the weights has six entries, and it walks along it as far as this count,
+// which cuDNN has as seven: beyond the end, which g++ makes an endless loop of.
+#define CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT 6
+
 #define cudnnSetConvolutionNdDescriptor align_set_convolution
 #define cudnnSetConvolutionMathType align_set_math
 

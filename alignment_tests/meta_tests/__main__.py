@@ -1,0 +1,76 @@
+"""Plant every fault, run without faults too, and write down what was found.
+
+    python -m alignment_tests.meta_tests --output docs/proof.md
+    python -m alignment_tests.meta_tests --only optimizer --clean-runs 0
+    python -m alignment_tests.meta_tests --only none --clean-runs 200
+
+The page is made of a JSON file, which is written beside it: docs/results/proof.json. Faults that are not asked for keep
+what they have there. Progress goes to stderr. The exit code is 0 where every fault is found and no run without a fault
+is alarmed about, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m alignment_tests.meta_tests", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs/proof.md"), help="the page (default: docs/proof.md)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only faults whose name, kind or experiment holds it; none for no fault",
+    )
+    parser.add_argument("--clean-runs", type=int, default=200, metavar="N", help="runs without a fault (default: 200)")
+    options = parser.parse_args(arguments)
+    if options.clean_runs < 0:
+        parser.error(f"`--clean-runs` must be at least 0. Received: {options.clean_runs}")
+    return run(options.output, options.only, options.clean_runs)
+
+
+def run(output: Path, only: Sequence[str], clean: int) -> int:
+    from jt_impl.runtime import progress
+
+    with progress():
+        from alignment_tests.meta_tests.experiments import FAULTS, make
+        from alignment_tests.meta_tests.proof import as_json, write
+        from alignment_tests.meta_tests.runner import chosen, examine_all
+
+        faults = chosen(only)
+        if not faults and list(only) != ["none"]:
+            raise SystemExit(f"`--only` must be part of a fault's name, kind or experiment. Received: {list(only)}")
+        findings = list(examine_all(faults, make, tell))
+        middle = time.perf_counter()
+        runs = list(clean_outcomes(clean))
+        seconds = {"clean runs": time.perf_counter() - middle} if clean else {}
+        data = as_json(findings, runs, seconds)
+    write(output, data, list(FAULTS))
+    tell(f"written: {output}")
+    return int(any(not f["detected"] for f in data["faults"]) or any(not r["aligned"] for r in data["clean"]))
+
+
+def clean_outcomes(count: int) -> Any:
+    from alignment_tests.meta_tests.clean import clean_runs
+
+    for number, one in enumerate(clean_runs(count), start=1):
+        begin = time.perf_counter()
+        outcome = one.run()
+        told = "aligned" if outcome.aligned else f"FALSE ALARM: {outcome.reason}"
+        tell(f"clean run {number} of {count}: {one.experiment}: {told} {time.perf_counter() - begin:.1f} s")
+        yield one, outcome
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

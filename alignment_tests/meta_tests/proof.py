@@ -1,0 +1,273 @@
+"""The page of the proof: made from the JSON of a run, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment_tests.harness.report import write_text_atomically
+from alignment_tests.meta_tests.clean import CleanRun
+from alignment_tests.meta_tests.outcome import PLAIN, Outcome
+from alignment_tests.meta_tests.runner import Finding
+
+ROOT = Path(__file__).resolve().parents[2]
+FORMAT = 1
+LOCATING = "every array, 1e-5"  # the only plain check that can name a place
+Data = dict[str, Any]
+
+
+def as_json(
+    findings: Iterable[Finding], runs: Iterable[tuple[CleanRun, Outcome]], seconds: Mapping[str, float]
+) -> Data:
+    """Of one run of the command, which may have been asked for some faults only."""
+    made = {"commit": commit(), "environment": environment()}
+    return {
+        "format": FORMAT,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "faults": [finding_as_json(finding) | made for finding in findings],
+        "clean": [clean_as_json(*run) | made for run in runs],
+    }
+
+
+def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
+    """Faults that were not asked for, and runs without a fault where none were, keep what they have.
+
+    Args:
+        older: what is on disk, None if nothing is.
+        newer: of this run.
+        known: names of all faults there are, in order; others are dropped.
+    """
+    if older is None or older.get("format") != FORMAT:
+        older = {"faults": [], "clean": [], "seconds": {}}
+    found = {one["name"]: one for one in [*older["faults"], *newer["faults"]]}
+    return {
+        "format": FORMAT,
+        "seconds": {**older["seconds"], **newer["seconds"]},
+        "faults": [found[name] for name in known if name in found],
+        "clean": newer["clean"] or older["clean"],
+    }
+
+
+def finding_as_json(finding: Finding) -> Data:
+    fault = finding.fault
+    return {
+        "name": fault.name,
+        "family": fault.family,
+        "plants": fault.plants,
+        "experiment": fault.experiment,
+        "where": fault.where,
+        "miss": fault.miss,
+        "detected": finding.detected,
+        "exact": finding.exact,
+        "named": finding.named,
+        "reason": finding.reason[:300],
+        "plain": {title: {"detected": found[0], "exact": found[1]} for title, found in finding.plain.items()},
+        "seconds": round(finding.seconds, 2),
+    }
+
+
+def clean_as_json(run: CleanRun, outcome: Outcome) -> Data:
+    return {
+        "experiment": run.experiment,
+        "seed": run.seed,
+        "size": None if run.size is None else list(run.size),
+        "threads": run.threads,
+        "aligned": outcome.aligned,
+        "reason": outcome.reason[:300],
+        "plain alarms": [title for title, blame in outcome.plain.items() if blame is not None],
+    }
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def environment() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    from jt_impl.runtime import jittor as jt
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "jittor": jt.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def json_of(page: Path) -> Path:
+    return page.parent / "results" / f"{page.stem}.json"
+
+
+def write(page: Path, data: Data, known: Sequence[str]) -> Data:
+    """The page, and its JSON in ``results`` beside it; what was written."""
+    target = json_of(page)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    older = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else None
+    whole = merged(older, data, known)
+    write_text_atomically(target, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(page, render(whole))
+    return whole
+
+
+def render(data: Data) -> str:
+    parts = [INTRODUCTION, summary(data), WHAT_COUNTS, kinds(data), misses(data), clean(data), table(data), again(data)]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+INTRODUCTION = """
+# What the harness finds
+
+A port goes wrong in known ways. Here such faults are planted into the Jittor side one at a time, in attributes,
+functions, weights and states; the code of the models stays as it is. Each fault has a place that was written down
+beforehand: the module, or the array, that a report must name first. The same runs were judged by `numpy.allclose`
+too, at the tolerances that people use, to show what float64 runs, isolated errors and the budget of noise add.
+
+This page is made by `python -m alignment_tests.meta_tests` from [results/proof.json](results/proof.json).
+"""
+WHAT_COUNTS = """
+*Found*: the report is not aligned. *Named exactly*: its first divergence is the fault's own module or array, and no
+other. A place with a star is a quantity of several arrays, of which any may be named: an assignment (foreground,
+labels, boxes, scores), the velocities, weights or averages of an update, the gradients that the loss itself gives.
+After the faults of an experiment the candidate must be aligned again, or the command ends with an error.
+
+A comparison of final outputs names nothing. In an experiment in which a check alarms without any fault, it cannot find
+one there. `allclose` runs in float32 with rtol = atol; the final outputs are those of the part that runs (a whole
+model's lie further away), of a training step the losses, of updates the new weights.
+"""
+
+
+def share(count: int, whole: int) -> str:
+    return f"{count} of {whole} ({100 * count / whole:.1f} %)" if whole else "none"
+
+
+def summary(data: Data) -> str:
+    faults, runs = data["faults"], data["clean"]
+    rows = [
+        [
+            "this harness",
+            share(sum(f["detected"] for f in faults), len(faults)),
+            share(sum(f["exact"] for f in faults), len(faults)),
+            share(sum(not run["aligned"] for run in runs), len(runs)),
+        ]
+    ]
+    for title in PLAIN:
+        found = [f["plain"].get(title, {"detected": False, "exact": False}) for f in faults]
+        exact = share(sum(one["exact"] for one in found), len(found)) if title == LOCATING else "–"
+        alarms = sum(title in run["plain alarms"] for run in runs)
+        detected = share(sum(one["detected"] for one in found), len(found))
+        rows.append([f"`allclose`, {title}", detected, exact, share(alarms, len(runs))])
+    return markdown(["judged by", "faults found", "named exactly", "false alarms without a fault"], rows)
+
+
+def kinds(data: Data) -> str:
+    grouped: dict[str, list[Data]] = {}
+    for one in data["faults"]:
+        grouped.setdefault(one["family"], []).append(one)
+    rows = [
+        [
+            family,
+            str(len(group)),
+            str(sum(one["detected"] for one in group)),
+            str(sum(one["exact"] for one in group)),
+            *[str(sum(one["plain"].get(title, {}).get("detected", False) for one in group)) for title in PLAIN],
+            str(sum(one["plain"].get(LOCATING, {}).get("exact", False) for one in group)),
+        ]
+        for family, group in grouped.items()
+    ]
+    heads = ["kind", "faults", "found", "named", *[f"`allclose` {title}" for title in PLAIN], "named by it"]
+    return f"## By kind\n\n{markdown(heads, rows)}"
+
+
+def misses(data: Data) -> str:
+    missed = [one for one in data["faults"] if not one["exact"]]
+    if not missed:
+        return "## Not found, or named elsewhere\n\nNone."
+    lines = [
+        f"- **{one['name']}** ({'named elsewhere' if one['detected'] else 'not found'}: `{one['named']}` in place of"
+        f" `{one['where']}`). {one['miss'] or 'Not explained yet.'}"
+        for one in missed
+    ]
+    return "\n".join(["## Not found, or named elsewhere", "", *lines])
+
+
+def clean(data: Data) -> str:
+    runs = data["clean"]
+    if not runs:
+        return ""
+    sizes = sorted({tuple(run["size"]) for run in runs if run["size"]})
+    grouped: dict[str, list[Data]] = {}
+    for run in runs:
+        grouped.setdefault(run["experiment"], []).append(run)
+    rows = [
+        [
+            name,
+            str(len(group)),
+            str(sum(not run["aligned"] for run in group)),
+            *[str(sum(title in run["plain alarms"] for run in group)) for title in PLAIN],
+        ]
+        for name, group in grouped.items()
+    ]
+    told = (
+        f"{len(runs)} runs, each with weights and inputs of its own seed, at {len(sizes)} sizes and with"
+        f" {', '.join(str(n) for n in sorted({run['threads'] for run in runs}))} threads."
+    )
+    alarms = [f"- {run['experiment']}, seed {run['seed']}: {run['reason']}" for run in runs if not run["aligned"]]
+    heads = ["experiment", "runs", "false alarms", *[f"`allclose` {title}" for title in PLAIN]]
+    return "\n".join(
+        ["## Runs without a fault", "", told, "", markdown(heads, rows), *(["", *alarms] if alarms else [])]
+    )
+
+
+def table(data: Data) -> str:
+    def mark(found: Data) -> str:
+        return "named" if found.get("exact") else "found" if found.get("detected") else "–"
+
+    rows = [
+        [
+            one["name"],
+            one["plants"],
+            one["experiment"],
+            f"`{one['where']}`" if one["where"] else "the part itself",
+            mark(one),
+            *[mark(one["plain"].get(title, {}) | ({} if title == LOCATING else {"exact": False})) for title in PLAIN],
+        ]
+        for one in data["faults"]
+    ]
+    heads = ["fault", "what is planted", "experiment", "place", "harness", *[f"`allclose` {title}" for title in PLAIN]]
+    return f"## Every fault\n\n{markdown(heads, rows)}"
+
+
+def again(data: Data) -> str:
+    parts = [*data["faults"], *data["clean"]]
+    commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
+    known = parts[-1]["environment"]
+    took = sum(one["seconds"] for one in data["faults"])
+    alone = data["seconds"].get("clean runs", 0.0)
+    return f"""
+## How to make this page again
+
+```sh
+python -m alignment_tests.meta_tests --output docs/proof.md
+python -m alignment_tests.meta_tests --only "batch norm" --clean-runs 0 --output docs/proof.md
+```
+
+The second form runs some faults only; the others keep what they have. Commit {commits}; Python {known["python"]},
+PyTorch {known["torch"]}, Jittor {known["jittor"]}, numpy {known["numpy"]}, {known["cores"]} cores. Faults {took:.0f} s,
+runs without one {alone:.0f} s; other work on the machine makes it longer.
+"""
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(heads), ["---"] * len(heads), *[list(row) for row in rows]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

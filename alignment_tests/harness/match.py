@@ -167,7 +167,7 @@ def refuse_crossing(found: NameMap, own: Node, other: Node, theirs: list[Node], 
     for node in ours:
         if node.path == own.path:
             before = False
-        elif node.tensors == own.tensors and node.path in found.renamed:
+        elif (node.kind, node.tensors) == (own.kind, own.tensors) and "name" in found.how.get(node.path, ""):
             target = found.renamed[node.path]
             if (place[target] < place[other.path]) != before:
                 raise NameMatchError(

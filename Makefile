@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test demo bench doctor clean
+.PHONY: help setup align test demo bench proof doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -37,6 +37,10 @@ demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (
 
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench
+
+proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew (minutes)
+	$(RUN) -m alignment_tests.conformity
+	$(RUN) -m alignment_tests.meta_tests --output docs/proof.md
 
 doctor: $(INSTALLED) ## Say what this machine lacks, and the command that mends it
 	@$(RUN) -m jt_impl.doctor

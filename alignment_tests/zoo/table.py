@@ -1,0 +1,50 @@
+"""Every architecture in a process of its own, one after another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from alignment_tests.zoo.models import ON_DEMAND, architectures
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 1800.0  # seconds for one architecture; cold kernels on a busy machine
+Row = dict[str, Any]
+
+
+def run_all(names: Iterable[str] | None = None, notify: Callable[[str], None] = lambda text: None) -> list[Row]:
+    """Rows of the named architectures; by default all but those on demand, which are listed as not run."""
+    every = architectures()
+    wanted = [name for name in every if name not in ON_DEMAND] if names is None else list(names)
+    rows: list[Row] = []
+    for number, name in enumerate(every):
+        if name not in wanted:
+            rows.append({"name": name, "not run": "deeper or wider; the same code as one that is run"})
+            continue
+        start = time.monotonic()
+        row = run_one(name)
+        rows.append(row)
+        verdicts = [found["verdict"] for found in row["parts"].values()] if "parts" in row else row["failed"]
+        notify(f"zoo: {number + 1} of {len(every)}, {name}: {verdicts} ({time.monotonic() - start:.0f} s)")
+    return rows
+
+
+def run_one(name: str) -> Row:
+    """The row, or what became of the process."""
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "row.json"
+        command = [sys.executable, "-m", "alignment_tests.zoo.run", name, str(target)]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        except subprocess.TimeoutExpired:
+            return {"name": name, "failed": f"no end within {PATIENCE:.0f} s"}
+        if done.returncode or not target.is_file():
+            return {"name": name, "failed": f"the process ends with {done.returncode}: {done.stderr.strip()[-300:]}"}
+        row: Row = json.loads(target.read_text(encoding="utf-8"))
+        return row

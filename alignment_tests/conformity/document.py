@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 Data = dict[str, Any]
+FAILED_HEAD = ["| architecture | part | what the report says |", "|---|---|---|"]
 TITLES = {"eval": "eval, forward", "train": "train, forward", "step": "one step of SGD"}
 
 HEAD = """# Jittor beside PyTorch: models and operators
@@ -24,8 +26,8 @@ float32 (numerics), judged as in [method.md](method.md).
 
 "conforms": as it is. "explained": some rows fail as it is, and with the right operator put in Jittor's place for a
 second run nothing else differs; of the step it is enough that none but running statistics fail, if those are explained
-in train mode. Figures are of the last run that was made: worst float64 error as a share of the scale (limit 1e-9), worst
-float32 error in units of PyTorch's own (limit 16; gradients of whole float32 passes only inform).
+in train mode. Figures are of the last run that was made: worst float64 error as a share of the scale (limit 1e-9),
+worst float32 error in units of PyTorch's own (limit 16; gradients of whole float32 passes only inform).
 """
 OPERATOR_HEAD = """## Operators
 
@@ -36,7 +38,7 @@ the same places is equal here. A count is a number of cases.
 
 | verdict | meaning |
 |---|---|
-| conforms | all cases within the budget of a report: 1e-9 of scale in float64, 16 times PyTorch's own error in float32 |
+| conforms | all cases within the budget of a report: 1e-9 of scale in float64, 16 times PyTorch's error in float32 |
 | rounded | float64 results are off by at most 1e-6 of the scale: a constant or a kernel of float32 inside |
 | unproven | PyTorch's own float32 error is as large as the values: nothing is shown |
 | differs | a value, a shape, a dtype, NaN or infinity differs |
@@ -56,7 +58,8 @@ def facts(part: Data) -> str:
     where = part["environment"]
     jittor, here = where["jittor"], where["harness"]
     return (
-        f"Measured at commit {part['commit']} in {part['seconds']} s: Jittor {jittor['version']} ({jittor['kernel_flags']}), "
+        f"Measured at commit {part['commit']} in {part['seconds']} s: "
+        f"Jittor {jittor['version']} ({jittor['kernel_flags']}), "
         f"PyTorch {where['torch']}, numpy {here['numpy']}, Python {here['python']}, {here['cores']} cores, "
         f"{where['threads']} threads.\n"
     )
@@ -106,35 +109,25 @@ def zoo_causes(run: list[Data]) -> list[str]:
                 causes.setdefault(cause, []).append(f"{model['name']} ({name})")
     for cause, where in causes.items():
         lines.append(f"- {cause}: {', '.join(where)}")
-    lines += [
-        "",
-        "The first failing row of each, as it is:",
-        "",
-        "| architecture | part | what the report says |",
-        "|---|---|---|",
-    ]
+    lines += ["", "The first failing row of each, as it is:", "", *FAILED_HEAD]
+    lines += failed_rows(run, "as it is", lambda found: found["verdict"] != "conforms")
+    rest = failed_rows(run, "mended", lambda found: found["verdict"] == "differs")
+    if rest:
+        lines += ["", "What no known difference explains, after the mends:", "", *FAILED_HEAD, *rest]
+    return [*lines, ""]
+
+
+def failed_rows(run: list[Data], which: str, wanted: Callable[[Data], bool]) -> list[str]:
+    """What the report of a part says first, or what the candidate raised."""
+    rows = []
     for model in run:
         for name, found in model["parts"].items():
-            if found["verdict"] != "conforms":
-                plainly = found["as it is"]
-                said = plainly.get("raised") or (plainly["first"] or ["-"])[0]
-                lines.append(f"| {model['name']} | {name} | {plain(said)} |")
-    rest = [
-        f"| {model['name']} | {name} | {plain((found['mended'].get('first') or [found['mended'].get('raised', '-')])[0])} |"
-        for model in run
-        for name, found in model["parts"].items()
-        if found["verdict"] == "differs"
-    ]
-    if rest:
-        lines += [
-            "",
-            "What no known difference explains:",
-            "",
-            "| architecture | part | the report |",
-            "|---|---|---|",
-            *rest,
-        ]
-    return [*lines, ""]
+            if wanted(found):
+                told = found[which]
+                rows.append(
+                    f"| {model['name']} | {name} | {plain(told.get('raised') or (told['first'] or ['-'])[0])} |"
+                )
+    return rows
 
 
 def operator_section(part: Data) -> list[str]:
@@ -160,7 +153,7 @@ def uncovered(part: Data) -> list[str]:
         "",
         "### Missing in Jittor",
         "",
-        "Names of `torch.nn` and `torch.nn.functional` that `jittor.nn` has not:",
+        "Names of `torch.nn` and `torch.nn.functional` that neither `jittor.nn` nor `jittor` has:",
         "",
     ]
     for kind, names in part["missing"].items():

@@ -29,7 +29,7 @@ def origin(value: Any) -> str:
 
 def without_row() -> dict[str, list[str]]:
     """Names of Jittor's that have no row, by reason; "not covered" has those that nobody has looked at."""
-    covered = {operator.name for operator in TABLE}
+    covered = {operator.name.removesuffix(".apply") for operator in TABLE}
     reasons = {name: reason for reason, names in NO_ROW.items() for name in names}
     found: dict[str, list[str]] = {}
     for name in jittor_names():
@@ -39,16 +39,19 @@ def without_row() -> dict[str, list[str]]:
 
 
 def missing() -> dict[str, list[str]]:
-    """Names of PyTorch's layers and functions that Jittor's ``nn`` has not, and that no row is the counterpart of."""
+    """Layers and functions of PyTorch that neither ``jittor.nn`` nor ``jittor`` has by that name, and that no row is
+    the counterpart of."""
     jt = load()
     counterparts = {operator.counterpart for operator in TABLE}
-    layers = [n for n in public(torch.nn) if isinstance(getattr(torch.nn, n), type) and not n.startswith("Lazy")]
+
+    def absent(name: str, path: str) -> bool:
+        return not hasattr(jt.nn, name) and not hasattr(jt, name) and f"{path}.{name}" not in counterparts
+
+    layers = [n for n in public(torch.nn) if isinstance(getattr(torch.nn, n), type) and absent(n, "nn")]
     functions = [n for n in public(torch.nn.functional) if own_function(getattr(torch.nn.functional, n))]
     return {
-        "layers": [n for n in layers if not hasattr(jt.nn, n) and f"nn.{n}" not in counterparts],
-        "functions": [
-            n for n in functions if not hasattr(jt.nn, n) and f"nn.functional.{n}" not in counterparts and n[-1] != "_"
-        ],
+        "layers": [n for n in layers if not n.startswith("Lazy")],
+        "functions": [n for n in functions if absent(n, "nn.functional") and not n.endswith(("_", "_with_indices"))],
     }
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment_tests.conformity.inventory import missing, without_row
-from alignment_tests.conformity.repro import script
+from alignment_tests.conformity.repro import arguments, script
 from alignment_tests.harness.experiment import environment
 from alignment_tests.operators.cases import Case
-from alignment_tests.operators.judge import CONFORMS
+from alignment_tests.operators.judge import CONFORMS, DIFFERS, ROUNDED, UNPROVEN
 from alignment_tests.operators.run import CRASHES, HANGS, Outcome
 from alignment_tests.operators.run import run_all as run_operators
 from alignment_tests.operators.table import TABLE
@@ -68,12 +68,12 @@ def entry(place: int, outcomes: dict[str, Outcome], cases: dict[str, Case]) -> D
 
 
 def differences(own: dict[str, Outcome], cases: dict[str, Case]) -> list[Data]:
-    """The simplest case of each verdict, direction and kind of numbers; float32 before float64."""
+    """The simplest case of each kind of difference, and how many more there are."""
     found: dict[tuple[str, ...], Data] = {}
     for key in sorted(own, key=lambda k: simplicity(cases[k])):
         case, outcome = cases[key], own[key]
         for direction, finding in bad(outcome).items():
-            kind = (finding["verdict"], direction, family(case))
+            kind = (finding["verdict"], direction, family(case, finding))
             if kind in found:
                 found[kind]["cases"] += 1
                 continue
@@ -96,19 +96,20 @@ def bad(outcome: Outcome) -> dict[str, Data]:
     return {"forward": outcome} if outcome["verdict"] in (RAISES, CRASHES, HANGS) else {}
 
 
-def family(case: Case) -> str:
-    """Ordinary numbers are told apart by their arguments, special ones by their kind."""
-    return f"{case.variant}|{case.number}" if case.variant == "ordinary" else case.variant
+def family(case: Case, finding: Data) -> str:
+    """Differing values are told apart by arguments or kind of numbers; a dtype or an error is the same everywhere."""
+    if finding["verdict"] == DIFFERS and not finding["reason"].startswith("dtype"):
+        return f"{case.variant}|{case.number if case.variant == 'ordinary' else ''}"
+    return "" if finding["verdict"] in (ROUNDED, UNPROVEN) else finding["reason"].partition(":")[0]
 
 
 def simplicity(case: Case) -> tuple[int, int, int, str]:
     size = sum(array.size for array in case.arrays())
-    return len(case.call.args) + len(case.call.kwargs), size, case.dtype == "float64", case.variant
+    return int(case.variant != "ordinary"), len(case.call.args) + len(case.call.kwargs), size, case.dtype
 
 
 def said(case: Case) -> str:
-    parts = [*map(repr, case.call.args), *(f"{key}={value!r}" for key, value in case.call.kwargs.items())]
-    return ", ".join(parts)
+    return arguments(case.call.args, case.call.kwargs)
 
 
 def commit() -> str:

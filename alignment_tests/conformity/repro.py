@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests.operators.cases import SPECIAL, Case, Input
+from alignment_tests.operators.cases import At, Case, Input
 
 DRAWN = {
     "normal": "random.normal(size={shape})",
@@ -20,12 +20,11 @@ DRAWN = {
 def script(case: Case, direction: str, where: str) -> str:
     """Python that prints what PyTorch and Jittor make of the case. It needs nothing but the two and numpy."""
     lines = ["import numpy as np, torch, jittor as jt"]
-    numbers = range(len(case.operator.inputs))
     if any("random" in drawn(given, number, case) for number, given in enumerate(case.operator.inputs)):
         lines.append("random = np.random.default_rng(7)")
     lines += [drawn(given, number, case) for number, given in enumerate(case.operator.inputs)]
     lines += torch_inputs(case) + jittor_inputs(case)
-    lines += layer_lines(case) if case.operator.layer else function_lines(case, numbers)
+    lines += layer_lines(case) if case.operator.layer else function_lines(case)
     lines += shown(case, direction, where)
     return "\n".join(lines)
 
@@ -33,8 +32,8 @@ def script(case: Case, direction: str, where: str) -> str:
 def drawn(given: Input, number: int, case: Case) -> str:
     name = f"x{number}"
     if case.variant != "ordinary" and given.floating:
-        values = ", ".join(f"np.{v}" if not np.isfinite(v) else repr(v) for v in SPECIAL[case.variant])
-        return f"{name} = np.array([{values.replace('np.-inf', '-np.inf')}], np.{case.dtype})"
+        values = ", ".join(repr(v) if np.isfinite(v) else f"float('{v}')" for v in case.special(number))
+        return f"{name} = np.array([{values}], np.{case.dtype})"
     if given.kind == "below":
         return f"{name} = random.integers(0, {given.bound}, {given.shape}).astype(np.int32)"
     if given.kind == "bool":
@@ -65,8 +64,10 @@ def jittor_inputs(case: Case) -> list[str]:
     return [f"b = [{', '.join(made)}]"]
 
 
-def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    return ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
+def arguments(args: tuple[Any, ...], kwargs: dict[str, Any], arrays: str = "x") -> str:
+    """As in a call; ``arrays`` is the name of the list that holds the side's tensors."""
+    placed = [f"{arrays}[{value.number}]" if isinstance(value, At) else repr(value) for value in args]
+    return ", ".join([*placed, *(f"{key}={value!r}" for key, value in kwargs.items())])
 
 
 def layer_lines(case: Case) -> list[str]:
@@ -81,12 +82,19 @@ def layer_lines(case: Case) -> list[str]:
     return [*lines, "f.train(), g.train()", "p, q = f(*a), g(*b)"]
 
 
-def function_lines(case: Case, numbers: range) -> list[str]:
-    theirs, ours = arguments(*case.call.reference), arguments(case.call.args, case.call.kwargs)
-    given = ("a", "b") if case.operator.packed else ("*a", "*b")
-    first = f"torch.{case.operator.counterpart}({given[0]}{', ' if theirs else ''}{theirs})"
-    second = f"jt.{case.operator.name}({given[1]}{', ' if ours else ''}{ours})"
-    return [f"p = {first}", f"q = {second}"]
+def function_lines(case: Case) -> list[str]:
+    sides = (
+        ("p", "torch", case.operator.counterpart, "a", case.call.reference),
+        ("q", "jt", case.operator.name, "b", (case.call.args, case.call.kwargs)),
+    )
+    lines = []
+    for result, framework, name, arrays, (args, kwargs) in sides:
+        first = (
+            [] if any(isinstance(value, At) for value in args) else [arrays if case.operator.packed else f"*{arrays}"]
+        )
+        told = arguments(args, kwargs, arrays)
+        lines.append(f"{result} = {framework}.{name}({', '.join([*first, *([told] if told else [])])})")
+    return lines
 
 
 def shown(case: Case, direction: str, where: str) -> list[str]:

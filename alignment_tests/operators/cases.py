@@ -48,8 +48,16 @@ class Input:
 
 
 @dataclass(frozen=True)
+class At:
+    """Stands among the arguments for the array of that number, where arrays do not come first."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Call:
-    """Arguments besides the arrays; ``theirs`` where PyTorch's differ in form, never in meaning."""
+    """Arguments besides the arrays, which come first unless ``At`` places them; ``theirs`` where PyTorch's differ in
+    form, never in meaning."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -127,5 +135,13 @@ class Case:
         random = np.random.default_rng(7)
         if self.variant == "ordinary":
             return [given.draw(random, self.dtype) for given in self.operator.inputs]
-        values = np.array(SPECIAL[self.variant], self.dtype)
-        return [values if given.floating else given.draw(random, self.dtype) for given in self.operator.inputs]
+        return [
+            np.array(self.special(number), self.dtype) if given.floating else given.draw(random, self.dtype)
+            for number, given in enumerate(self.operator.inputs)
+        ]
+
+    def special(self, number: int) -> tuple[float, ...]:
+        """Values of the input of that number: each one moved on, so that unlike numbers meet."""
+        values = SPECIAL[self.variant]
+        start = number % max(len(values), 1)
+        return values[start:] + values[:start]

@@ -16,6 +16,7 @@ from typing import Any
 from alignment_tests.operators.worker import cases_by_key
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "alignment_tests.operators.worker")
 CRASHES, HANGS = "crashes", "hangs"
 PATIENCE = 300.0  # seconds without a line; compiling the kernels of one case takes a few on a busy machine
 BATCH = 400  # cases of one process; Jittor keeps every kernel that it loaded
@@ -65,9 +66,8 @@ def run_cases(
 
 def run_batch(batch: Batch, patience: float) -> Outcome | None:
     """Run a worker to its end; what ended it early, or None."""
-    command = [sys.executable, "-m", "alignment_tests.operators.worker"]
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet()
+        COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet()
     ) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None

@@ -15,7 +15,7 @@ from alignment_tests.harness import NameMap, copy_weights
 from alignment_tests.harness.adapters import Adapter, Array
 from alignment_tests.harness.torch_adapter import TorchAdapter
 from alignment_tests.harness.tree import flatten
-from alignment_tests.operators.cases import Case
+from alignment_tests.operators.cases import At, Case
 from jt_impl.runtime import load
 
 
@@ -81,6 +81,8 @@ def run_candidate(case: Case) -> Result:
 
 
 def called(case: Case, function: Callable[..., Any], tensors: list[Any], args: Any, kwargs: Any) -> Any:
+    if any(isinstance(value, At) for value in args):
+        return function(*(tensors[value.number] if isinstance(value, At) else value for value in args), **kwargs)
     return function(tensors, *args, **kwargs) if case.operator.packed else function(*tensors, *args, **kwargs)
 
 

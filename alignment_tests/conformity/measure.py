@@ -27,10 +27,15 @@ Data = dict[str, Any]
 Notify = Callable[[str], None]
 
 
-def measure(notify: Notify, parts: tuple[str, ...] = ("operators", "zoo"), older: Data | None = None) -> Data:
-    """The document's data; parts that are not measured again keep what ``older`` has of them."""
+def measure(
+    notify: Notify, parts: tuple[str, ...] = ("operators", "zoo"), older: Data | None = None, kept: Path | None = None
+) -> Data:
+    """The document's data; parts that are not measured again keep what ``older`` has of them.
+
+    ``kept``: folder of the zoo's rows, so that a run that was cut goes on; see ``zoo.table.run_all``.
+    """
     data: Data = {**(older or {}), "format": FORMAT}
-    for part, make in {"operators": lambda: operator_part(notify), "zoo": lambda: zoo_part(notify)}.items():
+    for part, make in {"operators": lambda: operator_part(notify), "zoo": lambda: zoo_part(notify, kept)}.items():
         if part in parts:
             start = time.perf_counter()
             data[part] = {**make(), "commit": commit(), "environment": surroundings()}
@@ -47,8 +52,8 @@ def operator_part(notify: Notify) -> Data:
     }
 
 
-def zoo_part(notify: Notify) -> Data:
-    return {"models": run_zoo(notify=notify)}
+def zoo_part(notify: Notify, kept: Path | None) -> Data:
+    return {"models": run_zoo(kept=kept, notify=notify)}
 
 
 def entry(place: int, outcomes: dict[str, Outcome], cases: dict[str, Case]) -> Data:

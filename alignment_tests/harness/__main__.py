@@ -1,8 +1,9 @@
-"""Dump one side of a comparison, or compare two dumps.
+"""Dump one side of a comparison, compare two dumps, or make what a report blames small.
 
 python -m alignment_tests.harness dump --model package.module:function --inputs inputs.safetensors --output-dir DIR
 python -m alignment_tests.harness dump --model ... --inputs ... --reference DIR --output-dir OTHER
 python -m alignment_tests.harness compare DIR OTHER --output-dir reports/mine
+python -m alignment_tests.harness bisect reports/mine --output-dir repros/mine --setup package.module:function
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from alignment_tests.harness.bisect import bisect
 from alignment_tests.harness.offline import compare, dump
 from alignment_tests.harness.render import print_report
 
@@ -43,6 +45,12 @@ def arguments() -> argparse.ArgumentParser:
     two.add_argument("candidate", type=Path)
     two.add_argument("--output-dir", "--output_dir", type=Path, default=Path("reports/offline"))
     two.add_argument("--baseline", type=Path, help="older report.json to show the drift against")
+    three = commands.add_parser("bisect", help="shrink the call that a diverged report blames to a script of its own")
+    three.add_argument(
+        "report", type=Path, help="folder of a report made by `align`; it holds pickles: open only your own"
+    )
+    three.add_argument("--output-dir", "--output_dir", required=True, type=Path)
+    three.add_argument("--setup", help="MODULE:FUNCTION, called first; it loads Jittor as your program needs it")
     return parser
 
 
@@ -82,10 +90,19 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0 if report.aligned else EXIT_DIVERGED
 
 
+def run_bisect(options: argparse.Namespace) -> int:
+    sys.path.insert(0, str(Path.cwd()))
+    if options.setup:
+        load_factory(options.setup)()
+    found = bisect(options.report, options.output_dir, Console(stderr=True).print)
+    print(f"{found.call}: {found.reason}\n{found.script}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     try:
-        return {"dump": run_dump, "compare": run_compare}[options.command](options)
+        return {"dump": run_dump, "compare": run_compare, "bisect": run_bisect}[options.command](options)
     except (ValueError, OSError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

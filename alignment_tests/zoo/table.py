@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from alignment_tests.harness.report import write_text_atomically
 from alignment_tests.zoo.models import ON_DEMAND, architectures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,8 +19,13 @@ PATIENCE = 1800.0  # seconds for one architecture; cold kernels on a busy machin
 Row = dict[str, Any]
 
 
-def run_all(names: Iterable[str] | None = None, notify: Callable[[str], None] = lambda text: None) -> list[Row]:
-    """Rows of the named architectures; by default all but those on demand, which are listed as not run."""
+def run_all(
+    names: Iterable[str] | None = None, kept: Path | None = None, notify: Callable[[str], None] = lambda text: None
+) -> list[Row]:
+    """Rows of the named architectures; by default all but those on demand, which are listed as not run.
+
+    ``kept``: a folder that has a file for each row as soon as it is there; rows found in it are not made again.
+    """
     every = architectures()
     wanted = [name for name in every if name not in ON_DEMAND] if names is None else list(names)
     rows: list[Row] = []
@@ -28,11 +34,23 @@ def run_all(names: Iterable[str] | None = None, notify: Callable[[str], None] = 
             rows.append({"name": name, "not run": "deeper or wider; the same code as one that is run"})
             continue
         start = time.monotonic()
-        row = run_one(name)
+        row = kept_or_run(name, kept)
         rows.append(row)
         verdicts = [found["verdict"] for found in row["parts"].values()] if "parts" in row else row["failed"]
         notify(f"zoo: {number + 1} of {len(every)}, {name}: {verdicts} ({time.monotonic() - start:.0f} s)")
     return rows
+
+
+def kept_or_run(name: str, kept: Path | None) -> Row:
+    file = None if kept is None else kept / f"{name}.json"
+    if file is not None and file.is_file():
+        found: Row = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    row = run_one(name)
+    if file is not None and "parts" in row:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, json.dumps(row))
+    return row
 
 
 def run_one(name: str) -> Row:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from alignment_tests.conformity.__main__ import PAGE, RESULTS, main
+from alignment_tests.conformity.__main__ import PAGE, RESULTS, ROOT, main
 from alignment_tests.conformity.document import document, zoo_row
 from alignment_tests.conformity.measure import entry
+from alignment_tests.conformity.repros import FOLDER, NETWORKS
 from alignment_tests.operators.cases import Case
 from alignment_tests.operators.table import TABLE
 from alignment_tests.operators.worker import cases_by_key
@@ -73,3 +79,14 @@ def test_a_part_without_figures_is_refused(tmp_path: Path, capsys: pytest.Captur
         main(["--only", "none", "--results", str(tmp_path / "none.json"), "--output", str(tmp_path / "page.md")]) == 2
     )
     assert "needs figures of ['operators', 'zoo']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_bisected_script_still_shows_its_difference(name: str) -> None:
+    script = FOLDER / name / "repro.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=True)
+    theirs, ours = done.stdout.partition("PyTorch:")[2].split("Jittor:")
+    numbers = [[float(found) for found in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", side)] for side in (theirs, ours)]
+    assert len(numbers[0]) == len(numbers[1]) > 0
+    assert not np.allclose(numbers[0], numbers[1], rtol=1e-3, atol=1e-3)

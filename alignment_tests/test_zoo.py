@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignment_tests.zoo import table
-from alignment_tests.zoo.mends import ADAPTIVE_POOL, BATCH_NORM, mended
+from alignment_tests.zoo.mends import ADAPTIVE_POOL, BATCH_NORM, MEAN, mended
 from alignment_tests.zoo.models import ON_DEMAND, architectures, case_of
 from alignment_tests.zoo.run import CONFORMS, EXPLAINED, run
 from jt_impl.runtime import jittor as jt
@@ -61,6 +61,13 @@ def test_the_right_adaptive_pool_is_right(size: tuple[int, int]) -> None:
     found = mended_output(ADAPTIVE_POOL, jt.nn.AdaptiveAvgPool2d(size), X)
     expected = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_right_mean_has_a_gradient_of_float64() -> None:
+    x = jt.array64(np.ones((1, 1, 3, 3)))
+    with mended((MEAN,)):
+        gradient = jt.grad(jt.nn.AdaptiveAvgPool2d(1)(x), x).numpy()
+    np.testing.assert_allclose(gradient, 1 / 9, rtol=1e-14)
 
 
 def test_the_right_batch_norm_has_an_unbiased_variance() -> None:

@@ -25,9 +25,10 @@ step of SGD (rate 2^-4, momentum 0.5, decay 2^-10: numbers that float32 holds ex
 float32 (numerics), judged as in [method.md](method.md).
 
 "conforms": as it is. "explained": some rows fail as it is, and with the right operator put in Jittor's place for a
-second run nothing else differs (models with batch norms are run in train mode with the right norm only); of the step it is enough that none but running statistics fail, if those are explained
-in train mode. Figures are of the last run that was made: worst float64 error as a share of the scale (limit 1e-9),
-worst float32 error in units of PyTorch's own (limit 16; gradients of whole float32 passes only inform).
+second run nothing else differs (in train mode, models with batch norms are run with the right norm only); of the step
+it is enough that none but running statistics fail, if those are explained in train mode. No step is made of models
+of more than 50 million weights. Figures are of the last run that was made: worst float64 error as a share of the scale
+(limit 1e-9), worst float32 error in units of PyTorch's own (limit 16; gradients of whole float32 passes only inform).
 """
 OPERATOR_HEAD = """## Operators
 
@@ -68,18 +69,21 @@ def facts(part: Data) -> str:
 def zoo_section(part: Data) -> list[str]:
     models = part["models"]
     run = [model for model in models if "parts" in model]
+    other = [model for model in run if "other weights" in model]
     lines = [ZOO_HEAD, facts(part), f"{len(run)} of {len(models)} architectures were run.\n"]
     lines += [
         "| architecture | images | " + " | ".join(TITLES.values()) + " | rows | float64 | float32 | time |",
         "|---|---|---|---|---|---:|---:|---:|---:|",
     ]
-    lines += [zoo_row(model) for model in run]
+    lines += [zoo_row(model) for model in run if model not in other]
+    lines += [f"| {model['name']} | – | other weights | | | | | | |" for model in other]
     lines += [
         f"| {model['name']} | – | failed: {plain(model['failed'])} ||||||| " for model in models if "failed" in model
     ]
     absent = [model["name"] for model in models if "not run" in model]
     if absent:
         lines += ["", f"Not run (deeper or wider forms of the same code): {', '.join(absent)}."]
+    lines += [""] + [f"- {model['name']} is another model: {plain(model['other weights'])}." for model in other]
     return [*lines, "", *zoo_causes(run)]
 
 

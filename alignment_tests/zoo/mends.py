@@ -16,22 +16,40 @@ from jt_impl.runtime import load
 BATCH_NORM = "batch norm: the running variance is biased, and Python floats are float32 in a float64 graph"
 ADAPTIVE_POOL = "adaptive average pool: one window for all outputs, none where the map is smaller than the output"
 
+MEAN = "mean: its float64 gradient is multiplied by a float32 reciprocal of the count"
+
 
 @contextmanager
 def mended(names: tuple[str, ...]) -> Iterator[None]:
     """Put the right operators in place of Jittor's and take them out again."""
-    load()
-    from jittor import nn
-
-    right = {BATCH_NORM: (nn.BatchNorm, batch_norm), ADAPTIVE_POOL: (nn.AdaptiveAvgPool2d, adaptive_average)}
-    kept = {name: right[name][0].execute for name in names}
-    for name in names:
-        right[name][0].execute = right[name][1]
+    jt = load()
+    right = {
+        BATCH_NORM: [(jt.nn.BatchNorm, "execute", batch_norm)],
+        ADAPTIVE_POOL: [(jt.nn.AdaptiveAvgPool2d, "execute", adaptive_average)],
+        MEAN: [(jt, "mean", mean), (jt.Var, "mean", mean), (jt.Var, "reduce", reduce_with(jt.Var.reduce))],
+    }
+    wanted = [place for name in names for place in right[name]]
+    kept = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    for owner, name, made in wanted:
+        setattr(owner, name, made)
     try:
         yield
     finally:
-        for name, execute in kept.items():
-            right[name][0].execute = execute
+        for owner, name, before in kept:
+            setattr(owner, name, before)
+
+
+def mean(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """The sum times the reciprocal of the count, in the precision of ``x``."""
+    total = x.sum(*args, **kwargs)
+    return total * constant(total.numel() / x.numel(), x)
+
+
+def reduce_with(original: Any) -> Any:
+    def reduce(x: Any, op: str, *args: Any, **kwargs: Any) -> Any:
+        return mean(x, *args, **kwargs) if op == "mean" else original(x, op, *args, **kwargs)
+
+    return reduce
 
 
 def constant(value: float, like: Any) -> Any:

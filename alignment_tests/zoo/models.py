@@ -20,9 +20,6 @@ AUX_IN_TRAIN = "the candidate returns the auxiliary heads' outputs to nobody, so
 AUX_DROPOUT = "the candidate's auxiliary heads make their dropout anew in each call, where it never drops anything"
 
 
-PARTS = ("eval", "train", "step")
-
-
 @dataclass(frozen=True)
 class Case:
     """How one architecture is run.
@@ -33,7 +30,6 @@ class Case:
         candidate: arguments of Jittor's builder.
         places: pattern on names -> why a name has no partner, where that is no difference of values.
         differences: pattern on names -> how Jittor's model differs.
-        parts: what is compared.
         adaptive: Jittor's adaptive pool cannot make the output that the classifier needs of images so small, so its
             mended form is compared after the crash is on record.
     """
@@ -43,7 +39,6 @@ class Case:
     candidate: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     differences: dict[str, str] = field(default_factory=dict)
-    parts: tuple[str, ...] = PARTS
     adaptive: bool = False
 
 
@@ -52,8 +47,7 @@ UNINITIALISED = {"init_weights": False}  # a slow constructor; the weights are s
 SPECIAL = {
     "alexnet": Case(size=224),
     "squeezenet": Case(size=96),
-    # 133 million weights, of which a step needs five copies in two precisions: more memory than many machines have.
-    "vgg": Case(reference=UNINITIALISED, parts=("eval", "train"), adaptive=True),
+    "vgg": Case(reference=UNINITIALISED, adaptive=True),
     "inception_v3": Case(
         size=171,
         reference={"aux_logits": False, **UNINITIALISED},
@@ -106,8 +100,8 @@ def images_of(name: str, batch: int = 2) -> Array:
     return seeded_images((batch, 3, size, size))
 
 
-def make_pair(name: str) -> tuple[Any, Any]:
-    """Reference and candidate with the same weights; nothing drops out. The map of names is found, not given."""
+def build(name: str) -> tuple[Any, Any]:
+    """Reference and candidate as their builders make them, with weights of their own; nothing drops out."""
     load()
     import jittor.models
 
@@ -119,6 +113,16 @@ def make_pair(name: str) -> tuple[Any, Any]:
         for module in model.modules():
             if type(module).__name__ == "Dropout":
                 module.p = 0.0  # the frameworks draw from different generators
+    return reference, candidate
+
+
+def make_pair(name: str) -> tuple[Any, Any]:
+    """Both with the reference's weights. The map of names is found, not given.
+
+    Raises:
+        NameMatchError: the models are built otherwise, so that one's weights have no place in the other.
+    """
+    reference, candidate = build(name)
     settle_norms(reference, torch.from_numpy(images_of(name)))
     copy_weights(reference, candidate)
     return reference, candidate

@@ -28,6 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", choices=("operators", "zoo", "none"), help="measure one part, or none")
     parser.add_argument("--rows", type=Path, help="folder that keeps each model's row, so that a cut run goes on")
+    parser.add_argument("--models", nargs="+", help="architectures to run; all but the deepest by default")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON of the figures")
     parser.add_argument("--output", type=Path, default=PAGE, help="the document")
     return parser
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             f"error: `--only {options.only}` needs figures of {sorted(lacking)} in {options.results}", file=sys.stderr
         )
         return 2
-    data = measure(lambda text: print(text, file=sys.stderr, flush=True), wanted, older, options.rows)
+    data = measure(lambda text: print(text, file=sys.stderr, flush=True), wanted, older, options.rows, options.models)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(options.results, json.dumps(data, indent=1) + "\n")
     write_text_atomically(options.output, document(data))

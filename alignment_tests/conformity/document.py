@@ -80,9 +80,11 @@ def zoo_section(part: Data) -> list[str]:
     lines += [
         f"| {model['name']} | – | failed: {plain(model['failed'])} ||||||| " for model in models if "failed" in model
     ]
-    absent = [model["name"] for model in models if "not run" in model]
-    if absent:
-        lines += ["", f"Not run (deeper or wider forms of the same code): {', '.join(absent)}."]
+    absent: dict[str, list[str]] = {}
+    for model in models:
+        if "not run" in model:
+            absent.setdefault(model["not run"], []).append(model["name"])
+    lines += ["", *(f"Not run ({reason}): {', '.join(names)}." for reason, names in absent.items())]
     lines += [""] + [f"- {model['name']} is another model: {plain(model['other weights'])}." for model in other]
     return [*lines, "", *zoo_causes(run)]
 

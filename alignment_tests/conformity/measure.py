@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,22 @@ Notify = Callable[[str], None]
 
 
 def measure(
-    notify: Notify, parts: tuple[str, ...] = ("operators", "zoo"), older: Data | None = None, kept: Path | None = None
+    notify: Notify,
+    parts: tuple[str, ...] = ("operators", "zoo"),
+    older: Data | None = None,
+    kept: Path | None = None,
+    models: Sequence[str] | None = None,
 ) -> Data:
     """The document's data; parts that are not measured again keep what ``older`` has of them.
 
-    ``kept``: folder of the zoo's rows, so that a run that was cut goes on; see ``zoo.table.run_all``.
+    ``kept`` is a folder of the zoo's rows, so that a run that was cut goes on, and ``models`` are those to run; see
+    ``zoo.table.run_all``.
     """
     data: Data = {**(older or {}), "format": FORMAT}
-    for part, make in {"operators": lambda: operator_part(notify), "zoo": lambda: zoo_part(notify, kept)}.items():
+    for part, make in {
+        "operators": lambda: operator_part(notify),
+        "zoo": lambda: zoo_part(notify, kept, models),
+    }.items():
         if part in parts:
             start = time.perf_counter()
             data[part] = {**make(), "commit": commit(), "environment": surroundings()}
@@ -52,8 +60,8 @@ def operator_part(notify: Notify) -> Data:
     }
 
 
-def zoo_part(notify: Notify, kept: Path | None) -> Data:
-    return {"models": run_zoo(kept=kept, notify=notify)}
+def zoo_part(notify: Notify, kept: Path | None, models: Sequence[str] | None) -> Data:
+    return {"models": run_zoo(models, kept, notify)}
 
 
 def entry(place: int, outcomes: dict[str, Outcome], cases: dict[str, Case]) -> Data:

@@ -98,6 +98,14 @@ def test_a_crash_and_a_hang_are_rows_and_not_the_end(monkeypatch: pytest.MonkeyP
     }
 
 
+def test_a_run_that_was_cut_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", WORKER))
+    kept = tmp_path / "rows" / "operators.jsonl"
+    first = runner.run_cases(["a", "dies"], kept=kept)
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", "raise SystemExit('must not run')"))
+    assert runner.run_cases(["a", "dies"], kept=kept) == first
+
+
 def test_every_name_of_jittor_is_in_the_table_or_listed() -> None:
     listed = {name for names in without_row().values() for name in names}
     rows = {operator.name.removesuffix(".apply") for operator in TABLE}

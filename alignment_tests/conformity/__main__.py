@@ -27,8 +27,9 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", choices=("operators", "zoo", "none"), help="measure one part, or none")
-    parser.add_argument("--rows", type=Path, help="folder that keeps each model's row, so that a cut run goes on")
+    parser.add_argument("--rows", type=Path, help="folder that keeps rows as they come, so that a cut run goes on")
     parser.add_argument("--models", nargs="+", help="architectures to run; all but the deepest by default")
+    parser.add_argument("--note", help="what else is to be known of this run, such as other work on the machine")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON of the figures")
     parser.add_argument("--output", type=Path, default=PAGE, help="the document")
     return parser
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     data = measure(lambda text: print(text, file=sys.stderr, flush=True), wanted, older, options.rows, options.models)
+    for part in wanted if options.note else ():
+        data[part]["note"] = options.note
     options.results.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(options.results, json.dumps(data, indent=1) + "\n")
     write_text_atomically(options.output, document(data))

@@ -62,7 +62,7 @@ def facts(part: Data) -> str:
         f"Measured at commit {part['commit']} in {part['seconds']} s: "
         f"Jittor {jittor['version']} ({jittor['kernel_flags']}), "
         f"PyTorch {where['torch']}, numpy {here['numpy']}, Python {here['python']}, {here['cores']} cores, "
-        f"{where['threads']} threads.\n"
+        f"{where['threads']} threads{''.join(f', {note}' for note in [part.get('note')] if note)}.\n"
     )
 
 

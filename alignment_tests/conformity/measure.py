@@ -36,23 +36,25 @@ def measure(
 ) -> Data:
     """The document's data; parts that are not measured again keep what ``older`` has of them.
 
-    ``kept`` is a folder of the zoo's rows, so that a run that was cut goes on, and ``models`` are those to run; see
+    ``kept`` is a folder of rows as they came, so that a run that was cut goes on, and ``models`` are those to run; see
     ``zoo.table.run_all``.
     """
     data: Data = {**(older or {}), "format": FORMAT}
     for part, make in {
-        "operators": lambda: operator_part(notify),
+        "operators": lambda: operator_part(notify, kept),
         "zoo": lambda: zoo_part(notify, kept, models),
     }.items():
         if part in parts:
             start = time.perf_counter()
             data[part] = {**make(), "commit": commit(), "environment": surroundings()}
-            data[part]["seconds"] = round(time.perf_counter() - start)
+            # Of kept rows too, so that a run that went on tells the whole time.
+            rows = [model.get("seconds", 0.0) for model in data[part].get("models", ())]
+            data[part]["seconds"] = round(max(time.perf_counter() - start, sum(rows)))
     return data
 
 
-def operator_part(notify: Notify) -> Data:
-    outcomes, cases = run_operators(notify), cases_by_key()
+def operator_part(notify: Notify, kept: Path | None) -> Data:
+    outcomes, cases = run_operators(notify, None if kept is None else kept / "operators.jsonl"), cases_by_key()
     return {
         "operators": [entry(place, outcomes, cases) for place in range(len(TABLE))],
         "without row": without_row(),

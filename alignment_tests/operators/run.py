@@ -32,6 +32,7 @@ class Batch:
     keys: list[str]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     current: str = ""
+    kept: Path | None = None
 
     def take(self, line: str) -> None:
         try:
@@ -42,26 +43,49 @@ class Batch:
             self.current = said["start"]
         elif "key" in said:
             self.outcomes[said.pop("key")] = said
+            self.keep(line)
+
+    def keep(self, line: str) -> None:
+        if self.kept is not None:
+            with self.kept.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
 
 def run_cases(
-    keys: Iterable[str], notify: Notify = lambda text: None, patience: float = PATIENCE
+    keys: Iterable[str],
+    notify: Notify = lambda text: None,
+    patience: float = PATIENCE,
+    kept: Path | None = None,
 ) -> dict[str, Outcome]:
-    """Outcome of each case; a crash or a hang of the process is the outcome of the case that it was in."""
-    left, found = list(keys), {}
-    total = len(left)
+    """Outcome of each case; a crash or a hang of the process is the outcome of the case that it was in.
+
+    ``kept``: a file of outcomes, a line each; those found in it are not made again, new ones are added as they come.
+    """
+    every = list(keys)
+    found = {key: outcome for key, outcome in read_kept(kept).items() if key in set(every)}
+    left = [key for key in every if key not in found]
     while left:
-        batch = Batch(left[:BATCH])
+        batch = Batch(left[:BATCH], kept=kept)
         ending = run_batch(batch, patience)
         found.update(batch.outcomes)
         left = [key for key in left if key not in found]
         if ending and batch.current in left:
             found[batch.current] = ending
+            batch.keep(json.dumps({"key": batch.current, **ending}))
             left.remove(batch.current)
         elif ending and not batch.outcomes:
             raise RuntimeError(f"the worker ends before its first case: {ending}")
-        notify(f"operators: {total - len(left)} of {total} cases")
-    return found
+        notify(f"operators: {len(every) - len(left)} of {len(every)} cases")
+    return {key: found[key] for key in every}
+
+
+def read_kept(kept: Path | None) -> dict[str, Outcome]:
+    if kept is None:
+        return {}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
+    said = [json.loads(line) for line in lines]
+    return {one.pop("key"): one for one in said}
 
 
 def run_batch(batch: Batch, patience: float) -> Outcome | None:
@@ -95,5 +119,5 @@ def quiet() -> dict[str, str]:
     return {**os.environ, "ALIGN_PROGRESS": "0"}
 
 
-def run_all(notify: Notify = lambda text: None) -> dict[str, Outcome]:
-    return run_cases(cases_by_key(), notify)
+def run_all(notify: Notify = lambda text: None, kept: Path | None = None) -> dict[str, Outcome]:
+    return run_cases(cases_by_key(), notify, kept=kept)

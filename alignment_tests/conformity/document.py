@@ -21,14 +21,16 @@ ZOO_HEAD = """## Models that both worlds ship
 of the norms are drawn from a seed, running statistics come from one batch. **Dropout is held at rate 0 on both sides**,
 since the generators differ. The map of names is found by `match_names`. Compared are every module's output in both
 modes, the running buffers, the loss (cross-entropy), every parameter's gradient, and momentum and weights after one
-step of SGD (rate 2^-4, momentum 0.5, decay 2^-10: numbers that float32 holds exactly), in float64 (formulas) and
-float32 (numerics), judged as in [method.md](method.md).
+step of SGD (rate 2^-4, momentum 0.5, decay 2^-10: numbers that float32 holds exactly). Forward passes are compared in
+float64 (formulas) and float32 (numerics), the step in float64, judged as in [method.md](method.md): in float32 a single
+element of a ReLU's input on the other side of zero changes every gradient before it, and the operators below are
+compared backward in float32 one by one.
 
 "conforms": as it is. "explained": some rows fail as it is, and with the right operator put in Jittor's place for a
 second run nothing else differs (in train mode, models with batch norms are run with the right norm only); of the step
 it is enough that none but running statistics fail, if those are explained in train mode. No step is made of models
 of more than 50 million weights. Figures are of the last run that was made: worst float64 error as a share of the scale
-(limit 1e-9), worst float32 error in units of PyTorch's own (limit 16; gradients of whole float32 passes only inform).
+(limit 1e-9), worst float32 error of a forward pass in units of PyTorch's own (limit 16).
 """
 OPERATOR_HEAD = """## Operators
 

@@ -62,6 +62,11 @@ def test_arrays_are_judged(actual: list[float], expected: list[float], dtype: st
     assert judge(ours, theirs, theirs.astype(np.float64)).verdict == verdict
 
 
+def test_a_single_float32_number_is_judged_as_one() -> None:
+    exact = np.array(1.0 / 3.0)
+    assert judge(np.array([1.0 / 3.0], np.float32), exact.astype(np.float32), exact).verdict == CONFORMS
+
+
 def test_another_dtype_differs() -> None:
     array: Array = np.ones(2, np.float64)
     assert judge(array.astype(np.float32), array, array).verdict == DIFFERS

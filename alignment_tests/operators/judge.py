@@ -49,7 +49,9 @@ def judge(actual: Array, expected: Array, oracle: Array, *, zero_scale: float = 
     finite = np.isfinite(expected)
     if not finite.any():
         return Finding(CONFORMS, "no finite element, the same on both sides")
-    actual, expected, oracle = (np.where(finite & np.isfinite(oracle), a, 0) for a in (actual, expected, oracle))
+    actual, expected, oracle = (
+        np.where(finite & np.isfinite(oracle), a, a.dtype.type(0)) for a in (actual, expected, oracle)
+    )
     return judge_values(actual, expected, oracle, zero_scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,13 @@ def test_a_new_name_shows_as_not_covered(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_names_without_a_row_have_none() -> None:
     listed = [name for names in NO_ROW.values() for name in names]
     assert sorted(set(listed) & {operator.name for operator in TABLE}) == []
+
+
+def test_every_case_has_a_script_that_parses() -> None:
+    for case in cases_by_key().values():
+        if case.dtype == "float32":
+            ast.parse(script(case, "forward", "0"))
+            ast.parse(script(case, "backward", "input 0"))
 
 
 def test_a_script_shows_its_difference(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ HEAD = """# Jittor beside PyTorch: models and operators
 
 Made by `python -m alignment_tests.conformity` (part of `make proof`) from
 [results/conformity.json](results/conformity.json), which a run wrote. It says what the Jittor of the package index
-computes, not this project's port.
+computes, not this project's port. Three of the differences are bisected to scripts with their data in
+[repros](repros); `python -m alignment_tests.conformity.repros` makes them.
 """
 ZOO_HEAD = """## Models that both worlds ship
 

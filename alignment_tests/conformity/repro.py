@@ -105,6 +105,7 @@ def shown(case: Case, direction: str, where: str) -> list[str]:
         weights = "w = np.random.default_rng(13).uniform(0.5, 1.5, q.numel()).reshape(q.shape).astype(np.float32)"
         return [
             *picks,
+            "q.sync()  # computed before the gradient is asked for, as the table's runs do",
             weights,
             f"print('PyTorch', torch.autograd.grad((p * torch.tensor(w).reshape(p.shape)).sum(), a[{number}])[0])",
             f"print('Jittor', jt.grad((q * jt.array(w)).sum(), b[{number}]))",
@@ -112,6 +113,7 @@ def shown(case: Case, direction: str, where: str) -> list[str]:
     if direction == "backward":
         return [
             *picks,
+            "q.sync()",
             f"print('PyTorch', torch.autograd.grad(p.sum(), f.{where})[0])",
             f"print('Jittor', jt.grad(q.sum(), g.{where}))",
         ]

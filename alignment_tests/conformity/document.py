@@ -111,13 +111,14 @@ def zoo_row(model: Data) -> str:
 def zoo_causes(run: list[Data]) -> list[str]:
     """What explains the rows that fail, with the models that it was needed for, and the words of one report."""
     lines = ["### What differs in the models", ""]
-    causes: dict[str, list[str]] = {}
+    causes: dict[str, dict[str, list[str]]] = {}
     for model in run:
         for name, found in model["parts"].items():
             for cause in found.get("causes", []):
-                causes.setdefault(cause, []).append(f"{model['name']} ({name})")
+                causes.setdefault(cause, {}).setdefault(model["name"], []).append(name)
     for cause, where in causes.items():
-        lines.append(f"- {cause}: {', '.join(where)}")
+        told = ", ".join(f"{model} ({', '.join(names)})" for model, names in where.items())
+        lines.append(f"- {cause}: {told}")
     lines += ["", "The first failing row of each, as it is:", "", *FAILED_HEAD]
     lines += failed_rows(run, "as it is", lambda found: not found.get("as it is", {"aligned": True})["aligned"])
     rest = failed_rows(run, "mended", lambda found: found["verdict"] == "differs")

@@ -53,7 +53,8 @@ def run_reference(case: Case, dtype: str) -> Result:
     args, kwargs = case.call.reference if layer is None else ((), {})
     function = resolve(torch, case.operator.counterpart) if layer is None else layer
     arrays = [array.astype(dtype) if array.dtype.kind == "f" else array for array in case.arrays()]
-    tensors = [adapter.variable(a) if a.dtype.kind == "f" else torch.from_numpy(a) for a in arrays]
+    make = adapter.variable if case.operator.gradient else adapter.from_numpy
+    tensors = [make(array) for array in arrays]
     given = [
         t.long() if t.dtype == torch.int32 and not case.operator.name.startswith("bitwise") else t for t in tensors
     ]
@@ -66,7 +67,8 @@ def run_candidate(case: Case) -> Result:
     from alignment_tests.harness.jittor_adapter import JittorAdapter
 
     adapter: Adapter = JittorAdapter()
-    tensors = [adapter.variable(array) for array in case.arrays()]
+    make = adapter.variable if case.operator.gradient else adapter.from_numpy
+    tensors = [make(array) for array in case.arrays()]
     target = resolve(jt, case.operator.name)
     if not case.operator.layer:
         return observe(

@@ -339,6 +339,7 @@ NORMS = (
         "nn.batch_norm",
         "nn.functional.batch_norm",
         (normal(3, 4, 2, 3), normal(4), Input("positive", (4,)), normal(4), normal(4)),
+        gradient=False,  # PyTorch takes no running statistics that have one
     ),
 )
 PADDING = (

@@ -6,6 +6,7 @@ python -m alignment_tests.operators.worker < keys
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from dataclasses import asdict
@@ -57,10 +58,13 @@ def compare(name: str, actual: dict[str, Any], expected: dict[str, Any], exact: 
 
 
 def short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    # Jittor's errors tell the whole call; what matters stands after "Reason" or at the end of a Python error.
+    """One line without colours, times and places."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
+    # Jittor's errors tell the whole call; what matters stands after "Reason" or "Run cmd failed".
     text = text.partition("Reason: ")[2] or text
-    return f"{type(error).__name__}: {text}"[:240]
+    text = "a kernel does not compile" if "Run cmd failed" in text else text
+    text = re.sub(r"\[[a-z] \d+ [\d:.]+ \d+ (\S+\.cc):\d+\]", r"\1:", text)
+    return f"{type(error).__name__}: {re.sub(r'(?:/[^/ ]+)+/', '', text)}"[:240]
 
 
 def main() -> int:

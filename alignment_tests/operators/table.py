@@ -444,7 +444,7 @@ LOSSES = (
         "nn.KLDivLoss",
         "nn.KLDivLoss",
         (normal(4, 3), UNITS),
-        (call("batchmean"), call("sum"), call("sum", log_target=True)),
+        (call(reduction="batchmean"), call(reduction="sum"), call(reduction="sum", log_target=True)),
         layer=True,
     ),
 )

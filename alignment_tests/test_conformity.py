@@ -62,7 +62,7 @@ def test_the_worst_case_names_the_row() -> None:
     row = entry(0, outcomes, cases)
     assert row["verdict"] == "crashes"
     assert row["counts"] == {"crashes": 2, "raises": 2, "conforms": 12}
-    assert [(one["verdict"], one["cases"]) for one in row["differences"]] == [("raises", 2), ("crashes", 2)]
+    assert [(one["verdict"], one["cases"]) for one in row["differences"]] == [("crashes", 2), ("raises", 2)]
 
 
 def test_a_failed_model_and_its_figures_are_told() -> None:

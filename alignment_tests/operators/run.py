@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alignment_tests.children import exit_code, sheltered, stop
 from alignment_tests.operators.worker import cases_by_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +92,12 @@ def read_kept(kept: Path | None) -> dict[str, Outcome]:
 def run_batch(batch: Batch, patience: float) -> Outcome | None:
     """Run a worker to its end; what ended it early, or None."""
     with subprocess.Popen(
-        COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet()
+        sheltered(COMMAND),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=quiet(),
     ) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -109,9 +115,9 @@ def run_batch(batch: Batch, patience: float) -> Outcome | None:
                 for line in lines:
                     batch.take(line.decode(errors="replace"))
             elif time.monotonic() - heard > patience:
-                worker.kill()
+                stop(worker)
                 return {"verdict": HANGS, "reason": f"no answer for {patience:.0f} s"}
-        code = worker.wait()
+        code = exit_code(worker)
     return {"verdict": CRASHES, "reason": f"the process ends with {code}"} if code else None
 
 

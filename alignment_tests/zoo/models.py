@@ -42,11 +42,14 @@ class Case:
     adaptive: bool = False
 
 
+DENSE = "the candidate's dense layers return their input joined with the new features, the reference's those alone"
+
 UNINITIALISED = {"init_weights": False}  # a slow constructor; the weights are set afterwards
 # Windows of 3 must be smaller than the map they run over, or Jittor's pool raises; this fixes most sizes.
 SPECIAL = {
     "alexnet": Case(size=224),
     "squeezenet": Case(size=96),
+    "densenet": Case(differences={"activation/*.denselayer?#*": DENSE, "activation/*.denselayer??#*": DENSE}),
     "vgg": Case(reference=UNINITIALISED, adaptive=True),
     "inception_v3": Case(
         size=171,

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from alignment_tests.children import exit_code, sheltered, stop
 from alignment_tests.harness.report import write_text_atomically
 from alignment_tests.zoo.models import ON_DEMAND, architectures
 
@@ -57,13 +58,17 @@ def kept_or_run(name: str, kept: Path | None) -> Row:
 def run_one(name: str) -> Row:
     """The row, or what became of the process."""
     with TemporaryDirectory() as folder:
-        target = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "alignment_tests.zoo.run", name, str(target)]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        except subprocess.TimeoutExpired:
-            return {"name": name, "failed": f"no end within {PATIENCE:.0f} s"}
-        if done.returncode or not target.is_file():
-            return {"name": name, "failed": f"the process ends with {done.returncode}: {done.stderr.strip()[-300:]}"}
+        target, errors = Path(folder) / "row.json", Path(folder) / "stderr"
+        command = sheltered([sys.executable, "-m", "alignment_tests.zoo.run", name, str(target)])
+        with errors.open("wb") as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as child:
+            try:
+                child.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                stop(child)
+                return {"name": name, "failed": f"no end within {PATIENCE:.0f} s"}
+            code = exit_code(child)
+        if code or not target.is_file():
+            said = errors.read_text(encoding="utf-8", errors="replace").strip()[-300:]
+            return {"name": name, "failed": f"the process ends with {code}: {said}"}
         row: Row = json.loads(target.read_text(encoding="utf-8"))
         return row

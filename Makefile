@@ -19,7 +19,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test demo bench gpu gpu-wheels doctor clean
+.PHONY: help setup align test demo bench proof gpu gpu-wheels doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -43,6 +43,10 @@ demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (
 
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench
+
+proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew (minutes)
+	$(RUN) -m alignment_tests.conformity
+	$(RUN) -m alignment_tests.meta_tests --output docs/proof.md
 
 # No environment is made: a machine with a GPU keeps its PyTorch. Where there is one already, it is taken.
 gpu: ## All that needs a GPU, within 10 minutes and without network (WHEELS=folder); DRY=1 only compiles, anywhere

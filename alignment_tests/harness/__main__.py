@@ -1,9 +1,10 @@
-"""Dump one side of a comparison, compare two dumps, or merge the reports of a sharded suite.
+"""Dump one side of a comparison, compare two dumps, merge the reports of a sharded suite, or make what is blamed small.
 
 python -m alignment_tests.harness dump --model package.module:function --inputs inputs.safetensors --output-dir DIR
 python -m alignment_tests.harness dump --model ... --inputs ... --reference DIR --output-dir OTHER
 python -m alignment_tests.harness compare DIR OTHER --output-dir reports/mine
 python -m alignment_tests.harness merge reports/part1 reports/part2 --output-dir reports/suite
+python -m alignment_tests.harness bisect reports/mine --output-dir repros/mine --setup package.module:function
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from alignment_tests.harness.bisect import bisect
 from alignment_tests.harness.offline import compare, dump
 from alignment_tests.harness.render import print_report
 from alignment_tests.harness.suite import merge
@@ -49,6 +51,12 @@ def arguments() -> argparse.ArgumentParser:
     three = commands.add_parser("merge", help="one page of the reports of `pytest --shard` on several machines")
     three.add_argument("parts", type=Path, nargs="+", help="folders that `pytest --alignment-reports` wrote")
     three.add_argument("--output-dir", "--output_dir", required=True, type=Path)
+    four = commands.add_parser("bisect", help="shrink the call that a diverged report blames to a script of its own")
+    four.add_argument(
+        "report", type=Path, help="folder of a report made by `align`; it holds pickles: open only your own"
+    )
+    four.add_argument("--output-dir", "--output_dir", required=True, type=Path)
+    four.add_argument("--setup", help="MODULE:FUNCTION, called first; it loads Jittor as your program needs it")
     return parser
 
 
@@ -95,10 +103,21 @@ def run_merge(options: argparse.Namespace) -> int:
     return 0 if all(entry["aligned"] for entry in entries) else EXIT_DIVERGED
 
 
+def run_bisect(options: argparse.Namespace) -> int:
+    sys.path.insert(0, str(Path.cwd()))
+    if options.setup:
+        load_factory(options.setup)()
+    found = bisect(options.report, options.output_dir, Console(stderr=True).print)
+    print(f"{found.call}: {found.reason}\n{found.script}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
     try:
-        return {"dump": run_dump, "compare": run_compare, "merge": run_merge}[options.command](options)
+        return {"dump": run_dump, "compare": run_compare, "merge": run_merge, "bisect": run_bisect}[options.command](
+            options
+        )
     except (ValueError, OSError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

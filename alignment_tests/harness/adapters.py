@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -81,6 +81,9 @@ class Adapter(Protocol):
 
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
         """Name -> (phase, values) of every parameter and buffer; phase is "parameter" or "buffer"."""
+
+    def write(self, model: Any, arrays: Mapping[str, Array]) -> None:
+        """Set parameters and buffers by name; what was trainable stays so. Shapes and dtypes must be equal."""
 
     def describe(self) -> dict[str, Any]: ...
 

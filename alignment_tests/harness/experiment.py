@@ -22,6 +22,7 @@ from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.capture import run_plain, run_recorded, tensors_from
 from alignment_tests.harness.judge import PRECISIONS, Judge
 from alignment_tests.harness.localise import first_divergence
+from alignment_tests.harness.match import match_names
 from alignment_tests.harness.report import Report
 from alignment_tests.harness.repro import write_repro
 from alignment_tests.harness.trace import Call, Trace, TraceWriter
@@ -69,6 +70,7 @@ def align(
     budget: Budget = DEFAULT_BUDGET,
     excused: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
+    names: str | None = None,
     title: str | None = None,
     settings: Mapping[str, Any] | None = None,
     build: tuple[str, str] | None = None,
@@ -88,6 +90,7 @@ def align(
         budget: the limits.
         excused: pattern on names -> reason, for what one side has and the other has not.
         renamed: candidate's module path -> reference's, where names differ.
+        names: "auto" finds what ``renamed`` does not tell, see ``match_names``; None takes names as they are.
         title: heading of the report.
         settings: anything to show with it.
         build: source code that binds ``model``, for the reference and the candidate, used in ``repro.py`` where the
@@ -102,8 +105,13 @@ def align(
 
     Raises:
         TypeError: a model belongs to neither framework.
-        ValueError: ``precisions`` holds an unknown one.
+        ValueError: ``precisions`` holds an unknown one, or ``names`` is unknown.
+        NameMatchError: with ``names="auto"``, a module has no partner or more than one.
     """
+    if names not in (None, "auto"):
+        raise ValueError(f"`names` must be 'auto' or None. Received: {names!r}")
+    if names == "auto":
+        renamed = match_names(torch_model, jittor_model, given=renamed).renamed
     if not precisions or set(precisions) - set(PRECISIONS):
         raise ValueError(f"`precisions` must be one or both of {PRECISIONS}. Received: {precisions}")
     reference = Side(adapter_for(torch_model), torch_model, inputs, train, scope=scopes[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -191,6 +191,18 @@ class JittorAdapter:
                     phase = "buffer" if var.is_stop_grad() else "parameter"
                     found[f"{path}.{name}" if path else name] = (phase, var.numpy())
         return found
+
+    def write(self, model: Any, arrays: Mapping[str, Array]) -> None:
+        """Jittor gives a variable the flag of what is assigned, and freezes what is made without gradients."""
+        owners = dict(self.modules(model))
+        with jt.flag_scope(auto_convert_64_to_32=0, no_grad=0, amp_reg=0):
+            for name, array in arrays.items():
+                path, _, leaf = name.rpartition(".")
+                var = owners[path].__dict__[leaf]
+                frozen = var.is_stop_grad()
+                var.assign(np.array(array, order="C"))
+                if frozen:
+                    var.stop_grad()
 
     def describe(self) -> dict[str, Any]:
         compiler = jt.compiler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -150,6 +150,12 @@ class TorchAdapter:
         parameters = {name: ("parameter", self.to_numpy(value)) for name, value in model.named_parameters()}
         buffers = {name: ("buffer", self.to_numpy(value)) for name, value in model.named_buffers()}
         return parameters | buffers
+
+    def write(self, model: Any, arrays: Mapping[str, Array]) -> None:
+        held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            for name, array in arrays.items():
+                held[name].copy_(self.from_numpy(array))
 
     def describe(self) -> dict[str, Any]:
         found = {

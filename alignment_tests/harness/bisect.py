@@ -1,0 +1,210 @@
+"""From a diverged report to the smallest input of the blamed module, and a script that shows it in both frameworks."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from alignment_tests.harness.adapters import Array, adapter_for
+from alignment_tests.harness.compare import Comparison, compare_arrays
+from alignment_tests.harness.report import load_report_json, write_text_atomically
+from alignment_tests.harness.shrink import Inputs, shrink
+from alignment_tests.harness.tree import Structure, flatten, unflatten
+
+SCRIPT = Path(__file__).parent / "templates" / "bisected.py.txt"
+RAISES = "the candidate raises"
+INLINE = 400  # numbers that a script holds itself; more go to a file beside it
+
+
+@dataclass(frozen=True)
+class Bisected:
+    """Where the script is, what is called, on how large inputs, and by how much the outputs part."""
+
+    script: Path
+    call: str
+    shapes: dict[str, tuple[int, ...]]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """The blamed call of a report: both modules in its state, arguments, inputs."""
+
+    reference: Any
+    candidate: Any
+    arguments: Structure
+    inputs: Inputs
+    precision: str
+    train: bool
+    name: str
+
+
+def bisect(report: Path, output: Path, notify: Callable[[str], None] = lambda text: None) -> Bisected:
+    """Shrink the call that a report blames and write ``repro.py`` (and ``data.npz``, if it is large) to ``output``.
+
+    Args:
+        report: the report's report.json, or its folder. Its repro folder holds pickled modules: open only your own.
+        output: folder of the script.
+        notify: called with a line of text at each step.
+
+    Raises:
+        ValueError: the report is aligned, has no repro, or its modules agree when they run alone.
+    """
+    blamed = load_blamed(report)
+    raises = (judged(blamed, blamed.inputs) or "").startswith(RAISES)
+    tried = [0]
+
+    def diverges(inputs: Inputs) -> bool:
+        """In the same way: an error is another fault than a value."""
+        tried[0] += 1
+        reason = judged(blamed, inputs)
+        return reason is not None and reason.startswith(RAISES) == raises
+
+    small = shrink(blamed.inputs, diverges)
+    reason = judged(blamed, small)
+    assert reason is not None
+    shapes = {slot: array.shape for slot, array in small.items()}
+    notify(f"{tried[0]} calls tried; smallest inputs {shapes}")
+    script = write_script(blamed, small, reason, output)
+    return Bisected(script, blamed.name, shapes, reason)
+
+
+def load_blamed(report: Path) -> Blamed:
+    file = report / "report.json" if report.is_dir() else report
+    divergence = load_report_json(file)["first_divergence"]
+    if divergence is None or divergence.get("repro") is None:
+        raise ValueError(f"`report` must blame a call and have its repro folder. Received: {file}, which has none")
+    folder = Path(divergence["repro"])
+    folder = folder if folder.is_dir() else file.parent / "repro"
+    modules = {side: stored_module(folder / f"module_{side}.pickle") for side in ("reference", "candidate")}
+    facts = json.loads((folder / "call.json").read_text(encoding="utf-8"))
+    return Blamed(
+        **modules,
+        arguments=facts["call"]["arguments"],
+        inputs=dict(load_file(folder / "inputs.safetensors")),
+        precision=divergence["precision"],
+        train=facts["train"],
+        name=f"{divergence['module'] or 'the model'} ({divergence['kind']})",
+    )
+
+
+def stored_module(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(
+            f"the module could not be stored when the report was made: {path.name} is not in {path.parent}"
+        )
+    return pickle.loads(path.read_bytes())
+
+
+def judged(blamed: Blamed, inputs: Inputs) -> str | None:
+    """Why the call diverges on these inputs; None where it does not, or PyTorch cannot make it."""
+    try:
+        exact = outputs_of(blamed.reference, blamed, inputs, "float64")
+        single = blamed.precision == "float32"
+        expected = outputs_of(blamed.reference, blamed, inputs, "float32") if single else exact
+    except Exception:  # the reference refuses inputs of this size
+        return None
+    try:
+        found = outputs_of(blamed.candidate, blamed, inputs, blamed.precision)
+    except Exception as error:  # of the candidate's module: that is the divergence
+        return f"{RAISES} {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    for slot, array in expected.items():
+        if slot not in found:
+            return f"the candidate has no output {slot}"
+        oracle = exact[slot] if single and array.dtype.kind == "f" else None
+        comparison: Comparison = compare_arrays(found[slot], array, oracle=oracle, brief=True)
+        if not comparison.passed and not comparison.reason.startswith(("nothing compared", "proves nothing")):
+            return comparison.reason
+    return None
+
+
+def outputs_of(module: Any, blamed: Blamed, inputs: Inputs, precision: str) -> dict[str, Array]:
+    adapter = adapter_for(module)
+
+    def leaf(slot: str) -> Any:
+        array = inputs[slot]
+        return adapter.from_numpy(array.astype(precision) if array.dtype.kind == "f" else array)
+
+    with adapter.in_precision(module, precision) as model, adapter.running(model, train=blamed.train):
+        made = unflatten(blamed.arguments, leaf)
+        tensors, _ = flatten(model(*made["args"], **made["kwargs"]), adapter.is_tensor)
+        return {slot: np.array(adapter.to_numpy(tensor)) for slot, tensor in tensors.items()}
+
+
+def write_script(blamed: Blamed, inputs: Inputs, reason: str, output: Path) -> Path:
+    """Constructors in words where both modules are stock layers, else the pickles of the report beside the script."""
+    output.mkdir(parents=True, exist_ok=True)
+    built = {side: constructor(getattr(blamed, side)) for side in ("reference", "candidate")}
+    arrays = {f"input {slot}": array for slot, array in inputs.items()}
+    for side in ("reference", "candidate"):
+        module = getattr(blamed, side)
+        state = adapter_for(module).state(module).items()
+        arrays |= {f"{side} {name}": array for name, (_, array) in state if not name.endswith("num_batches_tracked")}
+        if built[side] is None:
+            (output / f"module_{side}.pickle").write_bytes(pickle.dumps(module))
+            built[side] = f'pickle.loads((HERE / "module_{side}.pickle").read_bytes())'
+    small = sum(array.size for array in arrays.values()) <= INLINE
+    if not small:
+        np.savez(output / "data.npz", **arrays)
+    words = {
+        "REASON": f"{blamed.name}, {blamed.precision}: {reason}",
+        "DATA": inline(arrays) if small else 'dict(np.load(HERE / "data.npz"))',
+        "REFERENCE": str(built["reference"]),
+        "CANDIDATE": str(built["candidate"]),
+        "ARGUMENTS": repr(blamed.arguments),
+        "PRECISION": repr(blamed.precision),
+        "TRAIN": repr(blamed.train),
+    }
+    text = SCRIPT.read_text(encoding="utf-8")
+    for word, value in words.items():
+        text = text.replace(f"<{word}>", value)
+    write_text_atomically(output / "repro.py", text)
+    return output / "repro.py"
+
+
+def inline(arrays: Mapping[str, Array]) -> str:
+    lines = [f"    {name!r}: np.array({array.tolist()!r}, np.{array.dtype})," for name, array in arrays.items()]
+    return "\n".join(["{", *lines, "}"])
+
+
+def constructor(module: Any) -> str | None:
+    """The call that makes a stock layer of either framework anew, read from its attributes; None for other modules."""
+    kind = type(module)
+    home = {"torch": "torch.nn", "jittor": "jt.nn"}.get(kind.__module__.partition(".")[0])
+    if home is None or kind.__name__ == "Sequential":
+        return None
+    inner = next((module.__dict__[n] for n in ("layer", "_layer") if n in module.__dict__), module)  # Jittor's pools
+    told = []
+    for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+        if parameter.name in ("device", "dtype", "is_train", "sync"):
+            continue
+        held = next((vars(m)[parameter.name] for m in (module, inner) if parameter.name in vars(m)), MISSING)
+        if held is MISSING:
+            held = parameter_flag(module, parameter.name)
+        if held is MISSING or not plain(held):
+            return None
+        if held != parameter.default:
+            told.append(f"{parameter.name}={held!r}")
+    return f"{home}.{kind.__name__}({', '.join(told)})"
+
+
+MISSING = object()
+
+
+def parameter_flag(module: Any, name: str) -> Any:
+    """``bias=True`` is held as the bias itself."""
+    return getattr(module, name) is not None if name == "bias" and hasattr(module, name) else MISSING
+
+
+def plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))

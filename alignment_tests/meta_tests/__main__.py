@@ -20,7 +20,11 @@ from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m alignment_tests.meta_tests", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m alignment_tests.meta_tests",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/proof.md"), help="the page (default: docs/proof.md)")
     parser.add_argument(
         "--only",
@@ -33,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.clean_runs < 0:
         parser.error(f"`--clean-runs` must be at least 0. Received: {options.clean_runs}")
-    return run(options.output, options.only, options.clean_runs)
+    try:
+        return run(options.output, options.only, options.clean_runs)
+    except UnknownFaultError as error:
+        parser.error(str(error))
+
+
+class UnknownFaultError(ValueError):
+    """No fault has the text that was asked for."""
 
 
 def run(output: Path, only: Sequence[str], clean: int) -> int:
@@ -46,7 +57,7 @@ def run(output: Path, only: Sequence[str], clean: int) -> int:
 
         faults = chosen(only)
         if not faults and list(only) != ["none"]:
-            raise SystemExit(f"`--only` must be part of a fault's name, kind or experiment. Received: {list(only)}")
+            raise UnknownFaultError(f"`--only` must be part of a name, kind or experiment. Received: {list(only)}")
         findings = list(examine_all(faults, make, tell))
         middle = time.perf_counter()
         runs = list(clean_outcomes(clean))

@@ -40,7 +40,7 @@ def test_duel(benchmark: Any, suite: Suite, case: Case, contender: Contender, re
         pytest.skip(f"{contender.name} cannot run here: {outcome.failed}")
     if outcome.failed and outcome.out_of_memory:
         pytest.skip(f"{contender.name}: a batch of {case.batch} does not fit into memory: {outcome.failed}")
-    if outcome.failed and suite.ran_out():
+    if outcome.failed and outcome.late:
         suite.not_run[f"{case.name}, {contender.name}"] = outcome.failed
         pytest.skip(f"{contender.name}: {outcome.failed}")
     assert outcome.failed is None, f"{contender.name}: {outcome.failed}"

@@ -91,7 +91,6 @@ CAPTURED = (
     Contender("pytorch-captured", "torch_ref", "captured", required=True),
     Contender("jittor-captured", "jt_impl", "captured", baseline="jittor", required=True),
 )
-CONTENDERS = {one.name: one for one in (EAGER, JITTOR, COMPILE, CHANNELS_LAST, AUTOTUNED, HALF_WEIGHTS, *CAPTURED)}
 
 
 def contenders_of(case: Case, grid: str) -> tuple[Contender, ...]:

@@ -36,7 +36,7 @@ class Outcome:
     """What became of a contender in a case.
 
     Attributes:
-        failed: why it has no times, or None.
+        failed: why it has no times, or None; ``out_of_memory`` and ``late`` tell of what was lacking.
         times: seconds per step, by round.
         steps: per round.
         warm_up: seconds per step of the rounds before; ``warm`` tells whether they had settled.
@@ -49,6 +49,7 @@ class Outcome:
     contender: Contender
     failed: str | None = None
     out_of_memory: bool = False
+    late: bool = False
     times: list[float] = field(default_factory=list)
     steps: int = 1
     warm_up: list[float] = field(default_factory=list)
@@ -122,7 +123,8 @@ def attempt(outcome: Outcome, work: Callable[[], None]) -> None:
     try:
         work()
     except WorkerError as error:
-        outcome.failed, outcome.out_of_memory, outcome.times = str(error), error.out_of_memory, []
+        outcome.failed, outcome.out_of_memory, outcome.late = str(error), error.out_of_memory, error.late
+        outcome.times = []
 
 
 def warm_up(worker: Fighter, outcome: Outcome, case: Case) -> None:

@@ -60,9 +60,6 @@ class JittorSide:
     def facts(self) -> dict[str, Any]:
         return devices.describe()
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return devices.is_out_of_memory(error)
-
 
 def inference(side: JittorSide) -> Step:
     model = side.model()
@@ -72,8 +69,10 @@ def inference(side: JittorSide) -> Step:
     images = side.tensor(inputs.images_of(side.case))
 
     def step() -> None:
-        with jt.no_grad(), side.precision():
-            model(images).sync()  # inside, since it is lazy: later it would run with other flags
+        with jt.no_grad():
+            with side.precision():
+                found = model(images)
+            found.sync()  # outside: kernels that are chosen under AMP would have other dtypes
 
     return step
 

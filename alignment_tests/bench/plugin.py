@@ -61,9 +61,6 @@ class Suite:
     def deadline(self) -> float:
         return float("inf") if self.seconds is None else self.begun + self.seconds
 
-    def ran_out(self) -> bool:
-        return time.monotonic() > self.deadline
-
     def duel(self, case: Case, contenders: tuple[Contender, ...]) -> Duel | None:
         """The case's duel, fought once for all its contenders; None where the budget doesn't reach."""
         if self._last is not None and self._last[0] == case:

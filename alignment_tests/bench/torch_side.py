@@ -69,9 +69,6 @@ class TorchSide:
     def facts(self) -> dict[str, Any]:
         return {**devices.describe(self.device), "cudnn_benchmark": torch.backends.cudnn.benchmark}
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        return devices.is_out_of_memory(error)
-
 
 def inference(side: TorchSide) -> Step:
     model = side.model()
@@ -128,19 +125,8 @@ def conversion(side: TorchSide) -> Step:
     return lambda: converters.load_into(model, converters.read_checkpoint(path).state)
 
 
-class OnDevice(torch.nn.Module):
-    """A model whose input comes from the CPU, as the harness hands it."""
-
-    def __init__(self, model: Any, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.device = model, device
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model(images.to(self.device))
-
-
 def captured(side: TorchSide) -> Step:
-    model, images = OnDevice(side.model(), side.device), inputs.images_of(side.case)
+    model, images = side.model(), inputs.images_of(side.case)
     if side.setting == "captured":
         return lambda: capture(model, images, with_inputs=False)
     adapter = adapter_for(model)

@@ -28,11 +28,11 @@ HIDDEN = ("OMP_WAIT_POLICY", "NVIDIA_TF32_OVERRIDE")
 
 
 class WorkerError(RuntimeError):
-    """A contender cannot go on; ``out_of_memory`` tells whether for lack of memory."""
+    """A contender cannot go on; ``out_of_memory`` and ``late`` tell whether for lack of memory, or of time."""
 
-    def __init__(self, reason: str, out_of_memory: bool = False) -> None:
+    def __init__(self, reason: str, out_of_memory: bool = False, late: bool = False) -> None:
         super().__init__(reason)
-        self.out_of_memory = out_of_memory
+        self.out_of_memory, self.late = out_of_memory, late
 
 
 def environment_of(case: Case, more: Mapping[str, str]) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Worker:
         while b"\n" not in self._rest:
             if not select.select([self.process.stdout], [], [], LOOK)[0]:
                 if time.monotonic() > self.deadline + PATIENCE:
-                    raise WorkerError("the time budget ended before it answered")
+                    raise WorkerError("the time budget ended before it answered", late=True)
                 if self.process.poll() is not None:  # children of it may keep its output open
                     raise self._ended()
                 continue

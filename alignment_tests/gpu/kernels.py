@@ -15,9 +15,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from fixtures.cli import Parser
+from fixtures.cli import Parser, fail
 from jt_impl.cuda import phases
 from jt_impl.cuda.compile_check import find_kernels, make_standins, run_child
+from jt_impl.cuda.toolkit import MissingPartError
 
 
 def compile_for(precision: str) -> None:
@@ -71,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.stand_ins is not None:
         options.stand_ins.mkdir(parents=True, exist_ok=True)
-        return with_standins(options.stand_ins.absolute())
+        try:
+            return with_standins(options.stand_ins.absolute())
+        except MissingPartError as error:
+            return fail(str(error))
     return phases.report(phases.run(PHASES))
 
 

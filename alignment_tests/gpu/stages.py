@@ -135,8 +135,8 @@ class Runner:
             return FAILED, str(error)
         assert process.stdout is not None
         copier = threading.Thread(target=copy_output, args=(process.stdout, log), daemon=True)
-        copier.start()
         try:
+            copier.start()
             code = process.wait(timeout=limit)
             status = PASSED if code == 0 else FAILED
         except subprocess.TimeoutExpired:

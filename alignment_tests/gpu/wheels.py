@@ -190,6 +190,8 @@ def fetch(folder: Path, python: tuple[int, int], curand: bool) -> int:
 
 def install(folder: Path, target: Path) -> int:
     """Unpack the planned files below ``target``, which others see whole or not at all."""
+    # What an earlier run put there is planned anew: it would count as installed, and go with the old folder.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != target.resolve()]
     files = plan(folder)
     listing, mark = "\n".join(file.name for file in files), target / ".installed"
     if not files or (mark.is_file() and mark.read_text() == listing):

@@ -141,6 +141,20 @@ def test_nothing_runs_without_jittor() -> None:
     assert [outcome.phase for outcome in phases.run({phases.LOAD: fails, "next": fails})] == [phases.LOAD]
 
 
+def test_a_step_of_stand_ins_goes_on_to_its_update_and_a_true_one_does_not() -> None:
+    from jt_impl import trainer
+    from jt_impl.runtime import jittor as jt
+
+    lost = {"weight": jt.array([float("nan")])}
+    with phases.taken_for_finite():
+        trainer.check_finite({"total": float("nan")}, 0)
+        trainer.check_outputs([False], 0)
+        assert trainer.Trainer._all_finite(lost)
+    assert not trainer.Trainer._all_finite(lost)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.check_finite({"total": float("nan")}, 0)
+
+
 def test_outcome_survives_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = phases.Outcome("a phase", "done", 1.5, 7)
     assert phases.report([outcome, phases.Outcome("b", "Error: x", 0.1, 0)]) == 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jt_impl.cuda import standins
-from jt_impl.cuda.phases import PHASES, Outcome, outcome_of
+from jt_impl.cuda.phases import PHASES, STAND_INS, Outcome, outcome_of
 from jt_impl.cuda.toolkit import CUDNN_LIBRARIES, LIBRARIES, MissingPartError, Toolkit, find
 
 COMMAND = (sys.executable, "-m", "jt_impl.cuda.phases")
@@ -49,7 +49,7 @@ def child_environment(folder: Path, home: Path) -> dict[str, str]:
     """
     ours = ("ALIGN_CUDA", "HOME", "JITTOR_HOME", "LD_LIBRARY_PATH", "cache_name")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "ALIGN_CUDA": "1", "HOME": str(home), "LD_LIBRARY_PATH": str(folder)}
+    return {**kept, "ALIGN_CUDA": "1", STAND_INS: "1", "HOME": str(home), "LD_LIBRARY_PATH": str(folder)}
 
 
 def needed_libraries(toolkit: Toolkit) -> list[tuple[str, int]]:

@@ -44,9 +44,10 @@ demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench
 
-proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew (minutes)
-	$(RUN) -m alignment_tests.conformity
+proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew (2 hours on 2 busy cores)
+	$(RUN) -m alignment_tests.conformity --rows build/proof
 	$(RUN) -m alignment_tests.meta_tests --output docs/proof.md
+	rm -rf build/proof
 
 # No environment is made: a machine with a GPU keeps its PyTorch. Where there is one already, it is taken.
 gpu: ## All that needs a GPU, within 10 minutes and without network (WHEELS=folder); DRY=1 only compiles, anywhere

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +18,13 @@ def sheltered(command: Sequence[str]) -> list[str]:
 
 
 def stop(shell: subprocess.Popen[bytes]) -> None:
-    """Kill what the shell runs, not the shell."""
+    """Kill what the shell runs, not the shell, and wait for its end; a shell that is new may have no child yet."""
     children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children")
-    for child in children.read_text(encoding="utf-8").split():
-        with suppress(ProcessLookupError):
-            os.kill(int(child), signal.SIGKILL)
+    while shell.poll() is None:
+        for child in children.read_text(encoding="utf-8").split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.1)
 
 
 def exit_code(shell: subprocess.Popen[bytes]) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from alignment_tests.conformity.__main__ import PAGE, RESULTS, ROOT, main
-from alignment_tests.conformity.document import document, zoo_row
-from alignment_tests.conformity.measure import entry
+from alignment_tests.conformity.document import commits, document, zoo_row
+from alignment_tests.conformity.measure import entry, finite, measure
 from alignment_tests.conformity.repros import FOLDER, NETWORKS
 from alignment_tests.operators.cases import Case
 from alignment_tests.operators.table import TABLE
@@ -35,7 +35,21 @@ def test_the_document_is_what_the_json_makes(data: Data) -> None:
 
 
 def test_twenty_architectures_are_in_it(data: Data) -> None:
-    assert len([model for model in data["zoo"]["models"] if "parts" in model]) >= 20
+    compared = [model for model in data["zoo"]["models"] if model.get("parts")]
+    assert len(compared) >= 20
+    assert f"\n{len(compared)} of {len(data['zoo']['models'])} architectures were compared, " in document(data)
+
+
+def test_every_row_tells_its_commit(data: Data) -> None:
+    assert [row["name"] for row in data["zoo"]["models"] if "not run" not in row and "commit" not in row] == []
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_the_figures_are_json() -> None:
+    json.loads(RESULTS.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_every_row_of_the_table_is_in_it(data: Data) -> None:
@@ -79,6 +93,34 @@ def test_a_part_without_figures_is_refused(tmp_path: Path, capsys: pytest.Captur
         main(["--only", "none", "--results", str(tmp_path / "none.json"), "--output", str(tmp_path / "page.md")]) == 2
     )
     assert "needs figures of ['operators', 'zoo']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("only", [["--only", "zoo"], []])
+def test_an_unknown_model_is_refused(only: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = RESULTS.read_bytes()
+    assert main([*only, "--models", "resnet18", "resnet81"]) == 2
+    assert re.search(r"`models` must be among .*resnet18.* Received: resnet81\n", capsys.readouterr().err)
+    assert RESULTS.read_bytes() == before
+
+
+def test_models_that_are_not_run_keep_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = [{"name": "a", "not run": "not asked for"}, {"name": "b", "seconds": 2.0}, {"name": "c", "not run": "x"}]
+    monkeypatch.setattr("alignment_tests.conformity.measure.run_zoo", lambda *rest: new)
+    old = {"zoo": {"models": [{"name": "a", "seconds": 1.0}, {"name": "b", "seconds": 9.0}]}}
+    rows = measure(print, ("zoo",), old)["zoo"]["models"]
+    assert rows == [{"name": "a", "seconds": 1.0}, {"name": "b", "seconds": 2.0}, {"name": "c", "not run": "x"}]
+
+
+def test_numbers_that_json_lacks_are_words() -> None:
+    assert finite({"a": [float("nan"), -float("inf"), 1.5]}) == {"a": ["nan", "-inf", 1.5]}
+
+
+COMMITS = {"commit": "a" * 40}, {"commit": "a" * 40}, {"commit": "b" * 40 + "+changes"}, {"not run": "x"}
+
+
+def test_commits_of_rows_are_counted() -> None:
+    shown = f"rows by commit: {'a' * 12} (2), {'b' * 12}+changes (1)"
+    assert commits({"models": COMMITS}) == shown
 
 
 @pytest.mark.parametrize("name", NETWORKS)

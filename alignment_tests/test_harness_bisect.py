@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 from alignment_tests.harness import align, copy_weights
 from alignment_tests.harness.__main__ import main
-from alignment_tests.harness.bisect import constructor
+from alignment_tests.harness.bisect import bisect, constructor, load_blamed, write_script
 from alignment_tests.harness.shrink import Inputs, shrink
 from jt_impl.runtime import jittor as jt
 
@@ -49,7 +54,7 @@ def test_a_report_becomes_a_small_script(script: Path) -> None:
     """4x4 is the smallest map that Jittor's pool takes for windows of 3."""
     text = script.read_text(encoding="utf-8")
     assert "torch.nn.AvgPool2d(kernel_size=3, stride=1, padding=1, count_include_pad=False)" in text
-    array = re.search(r"'input args\.0': np\.array\((.*), np\.float\d+\)", text)
+    array = re.search(r"'input args\.0': np\.array\((.*), 'float\d+'\)\.reshape", text)
     assert array is not None
     assert np.array(ast.literal_eval(array[1])).shape == (1, 1, 4, 4)
 
@@ -99,11 +104,15 @@ CONSTRUCTORS = {
     "torch.nn.Conv2d(in_channels=3, out_channels=4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), "
     "dilation=(1, 1), bias=False)": nn.Conv2d(3, 4, 3, 2, 1, bias=False),
     "torch.nn.BatchNorm2d(num_features=4, eps=0.001)": nn.BatchNorm2d(4, eps=1e-3),
+    "jt.nn.Linear(in_features=3, out_features=2)": jt.nn.Linear(3, 2),
+    "jt.nn.Linear(in_features=3, out_features=2, bias=False)": jt.nn.Linear(3, 2, bias=False),
+    "jt.nn.Conv(in_channels=3, out_channels=4, kernel_size=(3, 3), stride=(1, 1), padding=(0, 0), "
+    "dilation=(1, 1))": jt.nn.Conv2d(3, 4, 3),
 }
 
 
-@pytest.mark.parametrize(("text", "module"), CONSTRUCTORS.items(), ids=["convolution", "norm"])
-def test_a_stock_layer_is_told_by_its_constructor(text: str, module: nn.Module) -> None:
+@pytest.mark.parametrize(("text", "module"), CONSTRUCTORS.items())
+def test_a_stock_layer_is_told_by_its_constructor(text: str, module: Any) -> None:
     assert constructor(module) == text
 
 
@@ -120,3 +129,46 @@ def test_a_module_of_ones_own_is_not() -> None:
         pass
 
     assert constructor(Mine()) is None
+
+
+def test_words_that_do_not_make_the_layer_again_are_not_told() -> None:
+    """Jittor's Conv1d holds (3, 1) as the size of its kernel and takes 3."""
+    assert constructor(jt.nn.Conv1d(3, 4, 3)) is None
+
+
+ARRAYS = {
+    "mask": np.array([True, False]),
+    "infinite": np.array([[-np.inf, np.nan, np.inf]], np.float32),
+    "empty": np.zeros((0, 3)),
+    "single": np.array(7),
+}
+
+
+def test_arrays_in_a_script_come_back_as_they_were(report: Path, tmp_path: Path) -> None:
+    script = write_script(load_blamed(report), ARRAYS, "x", tmp_path)
+    found = runpy.run_path(str(script))["DATA"]
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[f"input {name}"], array, strict=True)
+
+
+def copied(report: Path, folder: Path, **limits: float) -> Path:
+    """The report in another place, with other limits."""
+    shutil.copytree(report, folder)
+    data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    data["first_divergence"]["repro"] = str(folder / "repro")
+    data["budget"].update(limits)
+    (folder / "report.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def test_the_budget_of_the_report_is_kept(report: Path, tmp_path: Path) -> None:
+    own = copied(report, tmp_path / "own", float64_bar=1e3)
+    with pytest.raises(ValueError, match="must make the call diverge"):
+        bisect(own, tmp_path / "out")
+
+
+def test_mixed_precision_is_refused(report: Path, tmp_path: Path) -> None:
+    own = copied(report, tmp_path / "own")
+    save_file({"args.0": IMAGES.astype(np.float16)}, own / "repro" / "inputs.safetensors")
+    with pytest.raises(ValueError, match="reports in mixed precision cannot be bisected"):
+        bisect(own, tmp_path / "out")

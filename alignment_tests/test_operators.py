@@ -112,6 +112,15 @@ def test_a_run_that_was_cut_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert runner.run_cases(["a", "dies"], kept=kept) == first
 
 
+def test_half_a_line_of_a_cut_run_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", WORKER))
+    kept = tmp_path / "operators.jsonl"
+    kept.write_text('{"key": "a", "verdict": "kept"}\n{"key": "b", "ver', encoding="utf-8")
+    found = runner.run_cases(["a", "b"], kept=kept)
+    assert found == {"a": {"verdict": "kept"}, "b": {"verdict": CONFORMS}}
+    assert runner.read_kept(kept) == found
+
+
 def test_every_name_of_jittor_is_in_the_table_or_listed() -> None:
     listed = {name for names in without_row().values() for name in names}
     rows = {operator.name.removesuffix(".apply") for operator in TABLE}

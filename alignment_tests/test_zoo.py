@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from alignment_tests.children import exit_code, sheltered, stop
 from alignment_tests.zoo import table
 from alignment_tests.zoo.mends import ADAPTIVE_POOL, BATCH_NORM, MEAN, mended
 from alignment_tests.zoo.models import ON_DEMAND, architectures, case_of
 from alignment_tests.zoo.run import CONFORMS, EXPLAINED, run
+from fixtures.run_record import commit_of
 from jt_impl.runtime import jittor as jt
 
 
@@ -94,6 +99,21 @@ def test_a_model_whose_process_dies_is_a_row() -> None:
     row = table.run_one("no_such_model")
     assert row["failed"].startswith("the process ends with 1")
     assert "no_such_model" in row["failed"]
+
+
+def test_a_shell_that_has_no_child_yet_is_stopped() -> None:
+    with subprocess.Popen(sheltered(["sleep", "30"])) as shell:
+        stop(shell)
+        assert shell.poll() is not None
+        assert exit_code(shell) == -signal.SIGKILL
+
+
+def test_a_row_tells_its_commit_and_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(table, "run_one", lambda name: {"name": name, "parts": {}})
+    made = table.kept_or_run("resnet18", tmp_path)
+    assert made == {"name": "resnet18", "parts": {}, "commit": commit_of(table.ROOT)}
+    monkeypatch.setattr(table, "run_one", lambda name: {"name": name, "failed": "made again"})
+    assert table.kept_or_run("resnet18", tmp_path) == made
 
 
 def test_a_model_that_takes_for_ever_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

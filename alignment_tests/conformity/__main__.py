@@ -1,6 +1,6 @@
 """Measure Jittor's own models and operators beside PyTorch's and write the document.
 
-python -m alignment_tests.conformity                       both tables (minutes; progress on stderr)
+python -m alignment_tests.conformity                       both tables (an hour on 2 busy cores; progress on stderr)
 python -m alignment_tests.conformity --only operators      the other table keeps its figures
 python -m alignment_tests.conformity --only none           write the document anew from the figures that are there
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from alignment_tests.conformity.document import document
 from alignment_tests.conformity.measure import measure
 from alignment_tests.harness.report import write_text_atomically
+from alignment_tests.zoo.table import check_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "results" / "conformity.json", ROOT / "docs" / "jittor_conformity.md"
@@ -28,7 +29,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", choices=("operators", "zoo", "none"), help="measure one part, or none")
     parser.add_argument("--rows", type=Path, help="folder that keeps rows as they come, so that a cut run goes on")
-    parser.add_argument("--models", nargs="+", help="architectures to run; all but the deepest by default")
+    parser.add_argument("--models", nargs="+", help="architectures to run (all but the deepest); others keep rows")
     parser.add_argument("--note", help="what else is to be known of this run, such as other work on the machine")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON of the figures")
     parser.add_argument("--output", type=Path, default=PAGE, help="the document")
@@ -45,11 +46,16 @@ def main(argv: list[str] | None = None) -> int:
             f"error: `--only {options.only}` needs figures of {sorted(lacking)} in {options.results}", file=sys.stderr
         )
         return 2
+    try:
+        check_names(options.models or ())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     data = measure(lambda text: print(text, file=sys.stderr, flush=True), wanted, older, options.rows, options.models)
     for part in wanted if options.note else ():
         data[part]["note"] = options.note
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(options.results, json.dumps(data, indent=1) + "\n")
+    write_text_atomically(options.results, json.dumps(data, indent=1, allow_nan=False) + "\n")
     write_text_atomically(options.output, document(data))
     print(f"{options.output}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ TITLES = {"eval": "eval, forward", "train": "train, forward", "step": "one step 
 HEAD = """# Jittor beside PyTorch: models and operators
 
 Made by `python -m alignment_tests.conformity` (part of `make proof`) from
-[results/conformity.json](results/conformity.json), which a run wrote. It says what the Jittor of the package index
+[results/conformity.json](results/conformity.json), which its runs wrote. It says what the Jittor of the package index
 computes, not this project's port. Three of the differences are bisected to scripts with their data in
 [repros](repros); `python -m alignment_tests.conformity.repros` makes them.
 """
@@ -62,18 +63,35 @@ def facts(part: Data) -> str:
     where = part["environment"]
     jittor, here = where["jittor"], where["harness"]
     return (
-        f"Measured at commit {part['commit']} in {part['seconds']} s: "
+        f"Measured in {part['seconds']} s, {commits(part)}: "
         f"Jittor {jittor['version']} ({jittor['kernel_flags']}), "
         f"PyTorch {where['torch']}, numpy {here['numpy']}, Python {here['python']}, {here['cores']} cores, "
         f"{where['threads']} threads{''.join(f', {note}' for note in [part.get('note')] if note)}.\n"
     )
 
 
+def commits(part: Data) -> str:
+    """Of the table, or of its rows with how many are of each."""
+    if "commit" in part:
+        return f"at commit {shown_commit(part['commit'])}"
+    rows: dict[str, int] = {}
+    for model in part["models"]:
+        if "commit" in model:
+            place = shown_commit(model["commit"])
+            rows[place] = rows.get(place, 0) + 1
+    return f"rows by commit: {', '.join(f'{place} ({count})' for place, count in rows.items())}"
+
+
+def shown_commit(words: str) -> str:
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", words)
+
+
 def zoo_section(part: Data) -> list[str]:
     models = part["models"]
     run = [model for model in models if "parts" in model]
     other = [model for model in run if "other weights" in model]
-    lines = [ZOO_HEAD, facts(part), f"{len(run)} of {len(models)} architectures were run.\n"]
+    counts = f"{len(run) - len(other)} of {len(models)} architectures were compared, {len(other)} are other models.\n"
+    lines = [ZOO_HEAD, facts(part), counts]
     lines += [
         "| architecture | images | " + " | ".join(TITLES.values()) + " | rows | float64 | float32 | time |",
         "|---|---|---|---|---|---:|---:|---:|---:|",
@@ -99,8 +117,8 @@ def zoo_row(model: Data) -> str:
     settings = "".join(f", {key}={value}" for key, value in model["settings"].items())
     images = "x".join(map(str, model["images"]))
     explained = [f for f, found in zip(last, parts.values(), strict=True) if f.get("aligned") or "mended" in found]
-    double = max((found.get("float64", 0.0) for found in explained), default=0.0)
-    single = max((found.get("float32", 0.0) for found in explained), default=0.0)
+    double = max((float(found.get("float64", 0.0)) for found in explained), default=0.0)
+    single = max((float(found.get("float32", 0.0)) for found in explained), default=0.0)
     rows = sum(found.get("rows", 0) for found in last)
     return (
         f"| {model['name']} | {images}{settings} | {verdicts} | {rows} | {double:.1e} | {single:.1f} | "
@@ -195,7 +213,8 @@ def difference(found: Data) -> list[str]:
     words += [f"{found['cases']} cases"] if found["cases"] > 1 else []
     values = ""
     if found.get("index") is not None:
-        values = f" At {tuple(found['index'])}: Jittor {found['candidate']:.9g}, PyTorch {found['reference']:.9g}."
+        ours, theirs = float(found["candidate"]), float(found["reference"])
+        values = f" At {tuple(found['index'])}: Jittor {ours:.9g}, PyTorch {theirs:.9g}."
     head = f"- {', '.join(words)}: {plain(found['reason'])}.{values}"
     return [head, "", "  ```python", *(f"  {line}" for line in found["repro"].splitlines()), "  ```", ""]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from alignment_tests.operators.run import run_all as run_operators
 from alignment_tests.operators.table import TABLE
 from alignment_tests.operators.worker import RAISES, REFUSED, WORST, cases_by_key
 from alignment_tests.zoo.table import run_all as run_zoo
+from fixtures.run_record import commit_of
 from jt_impl.runtime import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,33 +38,49 @@ def measure(
     """The document's data; parts that are not measured again keep what ``older`` has of them.
 
     ``kept`` is a folder of rows as they came, so that a run that was cut goes on, and ``models`` are those to run; see
-    ``zoo.table.run_all``.
+    ``zoo.table.run_all``. Architectures that are not run keep the row that ``older`` has of them.
+
+    Numbers that JSON lacks are strings, as ``repr`` has them.
     """
     data: Data = {**(older or {}), "format": FORMAT}
     for part, make in {
         "operators": lambda: operator_part(notify, kept),
-        "zoo": lambda: zoo_part(notify, kept, models),
+        "zoo": lambda: zoo_part(notify, kept, models, (older or {}).get("zoo", {}).get("models", ())),
     }.items():
         if part in parts:
             start = time.perf_counter()
-            data[part] = {**make(), "commit": commit(), "environment": surroundings()}
+            data[part] = {**make(), "environment": surroundings()}
             # Of kept rows too, so that a run that went on tells the whole time.
             rows = [model.get("seconds", 0.0) for model in data[part].get("models", ())]
             data[part]["seconds"] = round(max(time.perf_counter() - start, sum(rows)))
-    return data
+    strict: Data = finite(data)
+    return strict
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def operator_part(notify: Notify, kept: Path | None) -> Data:
-    outcomes, cases = run_operators(notify, None if kept is None else kept / "operators.jsonl"), cases_by_key()
+    commit, cases = commit_of(ROOT), cases_by_key()
+    # A file for each commit: the thousands of rows of a table are of one.
+    outcomes = run_operators(notify, None if kept is None else kept / f"operators_{commit}.jsonl")
     return {
+        "commit": commit,
         "operators": [entry(place, outcomes, cases) for place in range(len(TABLE))],
         "without row": without_row(),
         "missing": missing(),
     }
 
 
-def zoo_part(notify: Notify, kept: Path | None, models: Sequence[str] | None) -> Data:
-    return {"models": run_zoo(models, kept, notify)}
+def zoo_part(notify: Notify, kept: Path | None, models: Sequence[str] | None, older: Sequence[Data]) -> Data:
+    before = {row["name"]: row for row in older}
+    rows = run_zoo(models, kept, notify)
+    return {"models": [before.get(row["name"], row) if "not run" in row else row for row in rows]}
 
 
 def entry(place: int, outcomes: dict[str, Outcome], cases: dict[str, Case]) -> Data:
@@ -125,13 +142,6 @@ def simplicity(case: Case) -> tuple[int, int, int, str]:
 
 def said(case: Case) -> str:
     return arguments(case.call.args, case.call.kwargs)
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def surroundings() -> Data:

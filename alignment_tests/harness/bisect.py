@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from alignment_tests.harness.adapters import Array, adapter_for
+from alignment_tests.harness.budget import Budget
 from alignment_tests.harness.compare import Comparison, compare_arrays
 from alignment_tests.harness.report import load_report_json, write_text_atomically
 from alignment_tests.harness.shrink import Inputs, shrink
@@ -45,6 +46,7 @@ class Blamed:
     precision: str
     train: bool
     name: str
+    budget: Budget
 
 
 def bisect(report: Path, output: Path, notify: Callable[[str], None] = lambda text: None) -> Bisected:
@@ -56,7 +58,8 @@ def bisect(report: Path, output: Path, notify: Callable[[str], None] = lambda te
         notify: called with a line of text at each step.
 
     Raises:
-        ValueError: the report is aligned, has no repro, or its modules agree when they run alone.
+        ValueError: the report is aligned, has no repro, is one of mixed precision, or its modules agree when they run
+            alone.
     """
     blamed = load_blamed(report)
     raises = (judged(blamed, blamed.inputs) or "").startswith(RAISES)
@@ -79,20 +82,26 @@ def bisect(report: Path, output: Path, notify: Callable[[str], None] = lambda te
 
 def load_blamed(report: Path) -> Blamed:
     file = report / "report.json" if report.is_dir() else report
-    divergence = load_report_json(file)["first_divergence"]
+    data = load_report_json(file)
+    divergence = data["first_divergence"]
     if divergence is None or divergence.get("repro") is None:
         raise ValueError(f"`report` must blame a call and have its repro folder. Received: {file}, which has none")
     folder = Path(divergence["repro"])
     folder = folder if folder.is_dir() else file.parent / "repro"
     modules = {side: stored_module(folder / f"module_{side}.pickle") for side in ("reference", "candidate")}
     facts = json.loads((folder / "call.json").read_text(encoding="utf-8"))
+    inputs = dict(load_file(folder / "inputs.safetensors"))
+    half = [slot for slot, array in inputs.items() if array.dtype == np.float16]
+    if half:
+        raise ValueError(f"reports in mixed precision cannot be bisected. Received: {file}, inputs {half} in float16")
     return Blamed(
         **modules,
         arguments=facts["call"]["arguments"],
-        inputs=dict(load_file(folder / "inputs.safetensors")),
+        inputs=inputs,
         precision=divergence["precision"],
         train=facts["train"],
         name=f"{divergence['module'] or 'the model'} ({divergence['kind']})",
+        budget=Budget(**data["budget"]),
     )
 
 
@@ -120,7 +129,7 @@ def judged(blamed: Blamed, inputs: Inputs) -> str | None:
         if slot not in found:
             return f"the candidate has no output {slot}"
         oracle = exact[slot] if single and array.dtype.kind == "f" else None
-        comparison: Comparison = compare_arrays(found[slot], array, oracle=oracle, brief=True)
+        comparison: Comparison = compare_arrays(found[slot], array, oracle=oracle, budget=blamed.budget, brief=True)
         if not comparison.passed and not comparison.reason.startswith(("nothing compared", "proves nothing")):
             return comparison.reason
     return None
@@ -171,7 +180,10 @@ def write_script(blamed: Blamed, inputs: Inputs, reason: str, output: Path) -> P
 
 
 def inline(arrays: Mapping[str, Array]) -> str:
-    lines = [f"    {name!r}: np.array({array.tolist()!r}, np.{array.dtype})," for name, array in arrays.items()]
+    lines = [
+        f"    {name!r}: np.array({array.tolist()!r}, {str(array.dtype)!r}).reshape({array.shape}),"
+        for name, array in arrays.items()
+    ]
     return "\n".join(["{", *lines, "}"])
 
 
@@ -181,19 +193,32 @@ def constructor(module: Any) -> str | None:
     home = {"torch": "torch.nn", "jittor": "jt.nn"}.get(kind.__module__.partition(".")[0])
     if home is None or kind.__name__ == "Sequential":
         return None
+    told = constructor_arguments(module)
+    if told is None:
+        return None
+    try:
+        again = constructor_arguments(kind(**told))
+    except Exception:  # such as of Jittor's Conv1d, which keeps its arguments in another form than it takes
+        return None
+    words = ", ".join(f"{name}={held!r}" for name, held in told.items())
+    return f"{home}.{kind.__name__}({words})" if again == told else None
+
+
+def constructor_arguments(module: Any) -> dict[str, Any] | None:
+    """Those that are not the defaults, as the module holds them; None where it does not hold one."""
     inner = next((module.__dict__[n] for n in ("layer", "_layer") if n in module.__dict__), module)  # Jittor's pools
-    told = []
-    for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+    told = {}
+    for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
         if parameter.name in ("device", "dtype", "is_train", "sync"):
             continue
-        held = next((vars(m)[parameter.name] for m in (module, inner) if parameter.name in vars(m)), MISSING)
+        held = parameter_flag(module, parameter.name)
         if held is MISSING:
-            held = parameter_flag(module, parameter.name)
+            held = next((vars(m)[parameter.name] for m in (module, inner) if parameter.name in vars(m)), MISSING)
         if held is MISSING or not plain(held):
             return None
         if held != parameter.default:
-            told.append(f"{parameter.name}={held!r}")
-    return f"{home}.{kind.__name__}({', '.join(told)})"
+            told[parameter.name] = held
+    return told
 
 
 MISSING = object()

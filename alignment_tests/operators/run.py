@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,15 @@ def read_kept(kept: Path | None) -> dict[str, Outcome]:
     if kept is None:
         return {}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
-    said = [json.loads(line) for line in lines]
-    return {one.pop("key"): one for one in said}
+    text = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    if text and not text.endswith("\n"):  # a run that was cut leaves half a line: what comes is not to be joined to it
+        kept.write_text(f"{text}\n", encoding="utf-8")
+    found = {}
+    for line in text.splitlines():
+        with suppress(ValueError):
+            said = json.loads(line)
+            found[said.pop("key")] = said
+    return found
 
 
 def run_batch(batch: Batch, patience: float) -> Outcome | None:

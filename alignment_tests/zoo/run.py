@@ -84,7 +84,8 @@ def compare_part(part: str, name: str, case: Case, pair: tuple[Any, Any], images
         with mended(mends):
             found["mended"] = told(report, {**case.places, **case.differences})
         if found["mended"]["aligned"]:
-            return {"verdict": EXPLAINED, **found, "causes": [*mends, *sorted(set(case.differences.values()))]}
+            used = set(case.differences.values()) & set(found["mended"]["excused"])
+            return {"verdict": EXPLAINED, **found, "causes": [*mends, *sorted(used)]}
     return {"verdict": DIFFERS, **found}
 
 
@@ -116,10 +117,16 @@ def told(make: Callable[[dict[str, str]], Report], excused: dict[str, str]) -> R
         "first": report.problems[:2],
         "lacking": len(report.coverage.missing),
         "beyond": len(report.coverage.unexpected),
-        "excused": sorted(set(report.coverage.excused.values())),
+        "excused": sorted({*report.coverage.excused.values(), *excuses_of_rows(report, excused)}),
         "float64": max(relative, default=0.0),
         "float32": max(ratios, default=0.0),
     }
+
+
+def excuses_of_rows(report: Report, excused: dict[str, str]) -> set[str]:
+    """Those that a failing row needed; its reason begins with its excuse."""
+    reasons = [row.reason for row in report.rows if row.verdict == "excused"]
+    return {excuse for excuse in excused.values() if any(reason.startswith(excuse) for reason in reasons)}
 
 
 def kind_of(row: ReportRow) -> str:

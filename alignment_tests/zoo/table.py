@@ -14,6 +14,7 @@ from typing import Any
 from alignment_tests.children import exit_code, sheltered, stop
 from alignment_tests.harness.report import write_text_atomically
 from alignment_tests.zoo.models import ON_DEMAND, architectures
+from fixtures.run_record import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 1800.0  # seconds for one architecture; cold kernels on a busy machine
@@ -26,10 +27,15 @@ def run_all(
 ) -> list[Row]:
     """Rows of the named architectures; by default all but those on demand, which are listed as not run.
 
-    ``kept``: a folder that has a file for each row as soon as it is there; rows found in it are not made again.
+    ``kept``: a folder that has a file for each row as soon as it is there; rows found in it are not made again. Each
+    row holds the commit that it was made at.
+
+    Raises:
+        ValueError: a name is of no architecture that both packages have.
     """
     every = architectures()
     wanted = [name for name in every if name not in ON_DEMAND] if names is None else list(names)
+    check_names(wanted)
     rows: list[Row] = []
     for number, name in enumerate(every):
         if name not in wanted:
@@ -43,12 +49,24 @@ def run_all(
     return rows
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse what is no architecture.
+
+    Raises:
+        ValueError: a name is of no architecture that both packages have.
+    """
+    every = architectures()
+    unknown = [name for name in names if name not in every]
+    if unknown:
+        raise ValueError(f"`models` must be among {', '.join(every)}. Received: {', '.join(unknown)}")
+
+
 def kept_or_run(name: str, kept: Path | None) -> Row:
     file = None if kept is None else kept / f"{name}.json"
     if file is not None and file.is_file():
         found: Row = json.loads(file.read_text(encoding="utf-8"))
         return found
-    row = run_one(name)
+    row = {"name": name, "commit": commit_of(ROOT), **run_one(name)}
     if file is not None and "parts" in row:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(file, json.dumps(row))

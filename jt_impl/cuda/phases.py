@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
+from unittest import mock
 
 # Jittor keeps cuDNN's algorithm by a convolution's shape without its type, and what is found for float32 may not do
 # for half precision: in one process they must not meet the same shapes.
@@ -101,19 +102,18 @@ def taken_for_finite() -> Iterator[None]:
     before its update. The tests for it are made all the same: their kernels count."""
     from jt_impl import trainer
 
-    before = trainer.check_outputs, trainer.check_finite, trainer.Trainer._all_finite
+    true_test = trainer.Trainer._all_finite
 
     def all_finite(gradients: dict[str, Any]) -> bool:
-        before[2](gradients)
+        true_test(gradients)
         return True
 
-    trainer.check_outputs = trainer.check_finite = lambda *_: None
-    trainer.Trainer._all_finite = staticmethod(all_finite)
-    try:
+    def accept(*_: object) -> None:
+        return None
+
+    checks = mock.patch.multiple(trainer, check_outputs=accept, check_finite=accept)
+    with checks, mock.patch.object(trainer.Trainer, "_all_finite", staticmethod(all_finite)):
         yield
-    finally:
-        trainer.check_outputs, trainer.check_finite = before[:2]
-        trainer.Trainer._all_finite = staticmethod(before[2])
 
 
 PHASES: dict[str, Phase] = {

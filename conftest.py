@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,8 @@ pytest_plugins = [
 def compile_progress(request: pytest.FixtureRequest) -> Iterator[None]:
     """What Jittor compiles, on the real stderr: a first run compiles for minutes."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
-    context = progress(silent=os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0")  # the workers share one cache
+    worker = getattr(request.config, "workerinput", {"workerid": "gw0"})["workerid"]
+    context = progress(silent=worker != "gw0")  # the workers share one cache
     with capture.global_and_fixture_disabled():
         context.__enter__()
     yield

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from alignment_tests.harness import suite
+from alignment_tests.harness import sharding, suite
 from alignment_tests.harness.__main__ import main
-from alignment_tests.harness.sharding import assign, parse_shard, threads_per_worker
+from alignment_tests.harness.sharding import assign, parse_shard
 
 SUITE = """
 import numpy as np, pytest, torch
@@ -105,6 +107,9 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         parse_shard(text)
 
 
-@pytest.mark.parametrize(("cores", "workers", "threads"), [(2, 2, 1), (16, 2, 8), (2, 4, 1)])
-def test_workers_share_the_cores(cores: int, workers: int, threads: int) -> None:
-    assert threads_per_worker(cores, workers) == threads
+def test_a_pytest_that_a_worker_starts_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw1")
+    sharding.pytest_configure(SimpleNamespace())  # type: ignore[arg-type]
+    assert os.environ["PYTEST_XDIST_WORKER"] == "gw1"
+    sharding.pytest_configure(SimpleNamespace(workerinput={}))  # type: ignore[arg-type]
+    assert "PYTEST_XDIST_WORKER" not in os.environ

@@ -50,20 +50,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--shard", type=parse_shard, metavar="PART/PARTS", help="run only this part of the suite, e.g. 2/8")
 
 
-def threads_per_worker(cores: int, workers: int) -> int:
-    return max(1, cores // workers)
-
-
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process is one of pytest-xdist's workers."""
     return hasattr(config, "workerinput")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker its share of the cores: threads of several workers on one core wait for each other."""
-    workers = getattr(config.option, "numprocesses", None)
-    if workers and not is_worker(config):
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_worker(os.cpu_count() or 1, workers)))
+    """A pytest that a test of a worker starts is no worker: it must not inherit what says so."""
+    if is_worker(config):
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+            del os.environ[name]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -k and the like, so that a file's shard does not depend on them

@@ -3,8 +3,8 @@
 Jittor's own operator makes oneDNN's primitive anew in every call, reorders the weights, and allocates what it reorders
 the maps into; on small maps that takes longer than the convolution. Here primitives are kept by shape, reordered
 weights by module, and two buffers serve all layers. oneDNN works with channels last; its reordering back to (N, C, H,
-W) takes up to ten times as long as the one in ``HEADER``, which adds the bias and cuts at zero on the way. A 1x1
-convolution of stride 1 is a matrix product of each image, without any reordering.
+W) took up to thirteen times as long as the way there. The one in ``HEADER`` takes its place, and adds the bias and cuts
+at zero on the way. A 1x1 convolution of stride 1 is a matrix product of each image, without any reordering.
 
 Kept weights are found out of date by a fingerprint of the weights themselves, taken in every call: Jittor gives out
 numpy views of a parameter's memory, so a number of the variable would miss changes.

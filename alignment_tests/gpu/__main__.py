@@ -18,6 +18,7 @@ from alignment_tests.gpu import plan
 from alignment_tests.gpu.stages import Runner, Stage, table
 from alignment_tests.gpu.wheels import installed_version
 from fixtures.cli import Parser, fail, positive
+from fixtures.run_record import commit_of
 
 MINUTES, DRY_MINUTES = 10, 240
 RESERVED_SECONDS = 20  # for a stage that is slow to end, and for the table
@@ -50,15 +51,6 @@ def chosen(stages: list[Stage], only: Sequence[str]) -> list[Stage]:
     return [stage for stage in stages if not only or stage.name in wanted]
 
 
-def commit() -> str:
-    """Of the checkout, or nothing where git does not tell."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def facts(dry: bool) -> dict[str, object]:
     """What a figure is worth nothing without. Of NVIDIA's own tool: card, driver, clocks as they are."""
     query = ["nvidia-smi", "--format=csv,noheader", f"--query-gpu={CARD_FACTS}"]
@@ -70,7 +62,7 @@ def facts(dry: bool) -> dict[str, object]:
     return {
         "dry": dry,
         "gpu": card,
-        "commit": commit(),
+        "commit": commit_of(Path(__file__).parent),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from alignment_tests.harness.report import write_text_atomically
 from alignment_tests.meta_tests.clean import CleanRun
 from alignment_tests.meta_tests.outcome import PLAIN, Outcome
 from alignment_tests.meta_tests.runner import Finding
+from fixtures.run_record import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 1
@@ -25,7 +25,7 @@ def as_json(
     findings: Iterable[Finding], runs: Iterable[tuple[CleanRun, Outcome]], seconds: Mapping[str, float]
 ) -> Data:
     """Of one run of the command, which may have been asked for some faults only."""
-    made = {"commit": commit(), "environment": environment()}
+    made = {"commit": commit_of(ROOT), "environment": environment()}
     return {
         "format": FORMAT,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -81,12 +81,6 @@ def clean_as_json(run: CleanRun, outcome: Outcome) -> Data:
         "reason": outcome.reason[:300],
         "plain alarms": [title for title, blame in outcome.plain.items() if blame is not None],
     }
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def environment() -> dict[str, Any]:

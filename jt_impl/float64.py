@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jt_impl import kernels
 from jt_impl.runtime import jittor as jt
 
 # C = A @ B per batch; A is (batch or 1, M, K), B (batch or 1, K, N), row-major. Panels of B are packed so that the
@@ -114,7 +115,7 @@ CUDA_SOURCE = """
 
 def _product(a: Any, b: Any) -> Any:
     shape = [max(a.shape[0], b.shape[0]), a.shape[1], b.shape[2]]
-    return jt.code(
+    return kernels.code(
         shape,
         "float64",
         [a, b],

@@ -290,6 +290,7 @@ CALLS = """
         batch_statistics<<<1, 512>>>(p, p, p, n, n);
         batch_norm_backward<<<1, 512>>>(p, p, p, p, p, p, p, p, n, n, 1e-3);
         total_of<<<1, 512>>>(p, p, n);
+        channel_sums<<<1, 512>>>(p, p, n, n);
         keep_best<<<1, 512>>>(p, d, b, n, 80, p, 300, i, p, i);
     }
     template void f(float *, double *, bool *, int *, long long);
@@ -299,7 +300,8 @@ CALLS = """
 
 
 def test_kernels_of_our_own_compile(real_home: Path, tmp_path: Path) -> None:
-    headers = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, postprocess.CUDA_HEADER, CALLS]
+    channels = statistics.CUDA_CHANNEL_HEADER.removeprefix(statistics.CUDA_HEADER)
+    headers = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, channels, postprocess.CUDA_HEADER, CALLS]
     compiled(real_home, tmp_path, "\n".join(headers), "-code=sm_90", "-c")
 
 

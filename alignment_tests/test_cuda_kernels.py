@@ -72,6 +72,9 @@ void run_backward(const double* x, const double* g, const double* means, const d
 void run_total(const float* x, float* sum, number count) {
     launch(dim3(1), dim3(512), [=] { total_of(x, sum, count); });
 }
+void run_channels(const float* x, float* sums, number batch, number channels, number plane) {
+    launch(dim3(channels), dim3(512), [=] { channel_sums(x, sums, batch, plane); });
+}
 void run_suppression(const float* rows, const double* settings, const bool* wanted, float* kept, int* counts,
                      float* scores, int* places, number images, number anchors, number classes, number limit) {
     launch(dim3(images), dim3(512), [=] {
@@ -85,7 +88,8 @@ void run_suppression(const float* rows, const double* settings, const bool* want
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("device")
-    ours = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, postprocess.CUDA_HEADER]
+    channels = statistics.CUDA_CHANNEL_HEADER.removeprefix(statistics.CUDA_HEADER)
+    ours = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, channels, postprocess.CUDA_HEADER]
     source = "\n".join([DEVICE, *ours, ENTRIES])
     (folder / "kernels.cc").write_text(source, encoding="utf-8")
     flags = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
@@ -134,6 +138,13 @@ def test_sum_of_many_is_that_in_double(device: ctypes.CDLL) -> None:
     found = np.empty(1, np.float32)
     call(device.run_total, x, found, 30_001)
     assert found[0] == np.float32(x.astype(np.float64).sum())
+
+
+def test_sums_of_channels_are_those_in_double(device: ctypes.CDLL) -> None:
+    x = (signed(9, 2, 3, 35, 20) + 1000.0).astype(np.float32)
+    found = np.empty(3, np.float32)
+    call(device.run_channels, x, found, 2, 3, 700)
+    assert np.array_equal(found, x.astype(np.float64).sum((0, 2, 3)).astype(np.float32))
 
 
 def test_suppression_keeps_what_the_cpu_keeps(device: ctypes.CDLL) -> None:

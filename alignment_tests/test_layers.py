@@ -31,6 +31,20 @@ def to_torch(array: Array, dtype: str = "float64") -> torch.Tensor:
     return torch.from_numpy(array.astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradient_of_a_bias_is_summed_in_double(dtype: str) -> None:
+    """Jittor's own sum adds in float32, one after the other where there is one thread."""
+    conv = layers.conv2d(3, 5, 1, bias=True)
+    if dtype == "float64":
+        to_double(conv)
+    x, upstream = signed(1, 2, 3, 60, 50), signed(2, 2, 5, 60, 50) + 1.0
+    y = conv(jittor_var(x, dtype))
+    by_bias = jt.grad((y * jittor_var(upstream, dtype)).sum(), conv.bias).numpy()
+    exact = upstream.astype(dtype).astype(np.float64).sum((0, 2, 3))
+    assert by_bias.dtype == dtype
+    assert np.abs(by_bias / exact - 1.0).max() <= np.finfo(dtype).eps
+
+
 # ---- forward
 
 

@@ -92,7 +92,7 @@ class Conv2d(nn.Module):
             y = product(x, weight, self.stride, self.padding)
         else:
             y = nn.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
-        return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+        return y if bias is None else statistics.add_bias(y, bias)
 
 
 class BatchNorm2d(nn.Module):

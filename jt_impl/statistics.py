@@ -1,4 +1,4 @@
-"""Batch norm in train mode, and sums over whole arrays.
+"""Batch norm in train mode, the gradient of a bias, and sums over whole arrays.
 
 Jittor's own reductions add in float32, one after the other (vectorised only when the compiler may regroup sums): with
 3072 values per channel, the output of batch norm erred 21 times as much as PyTorch's. Here the sums are in double, in
@@ -197,6 +197,55 @@ def normalised(x: Any, mean: Any, variance: Any, weight: Any, bias: Any, eps: An
 def batch_normalise(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """Batch norm in train mode: normalised x (N, C, H, W), and mean (C,) and biased variance (C,) of the batch."""
     return BatchNormalise.apply(x, weight, bias, eps)
+
+
+CHANNEL_SUMS = """
+    const int64 batch = in0_shape0, channels = in0_shape1, plane = in0_shape2 * in0_shape3;
+    #pragma omp parallel for
+    for (int64 c = 0; c < channels; ++c) {
+        double sum = 0;
+        for (int64 b = 0; b < batch; ++b) sum += channel_sum<false>(in0_p + (b * channels + c) * plane, plane, 0.0);
+        out0_p[c] = sum;
+    }
+"""
+CUDA_CHANNEL_SUMS = "channel_sums<<<in0_shape1, 512>>>(in0_p, out0_p, in0_shape0, in0_shape2 * in0_shape3);"
+CUDA_CHANNEL_HEADER = f"""{CUDA_HEADER}
+template <class T>
+static __global__ void channel_sums(const T* x, T* sums, long long batch, long long plane) {{
+    const double sum = channel_sum(batch, plane, [=](long long i) {{ return (double)x[i]; }});
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}}
+"""
+
+
+class Biased(jt.Function):
+    """(N, C, H, W) with a number per channel added, whose gradient is summed in double.
+
+    Jittor's own sum, with one thread, puts the gradients of the head's biases 2.7 times above what a comparison with
+    PyTorch allows in float32.
+    """
+
+    def execute(self, x: Any, bias: Any) -> Any:
+        return x + bias.reshape(1, -1, 1, 1)
+
+    def grad(self, upstream: Any) -> tuple[Any, Any]:
+        sums = kernels.code(
+            [upstream.shape[1]],
+            upstream.dtype,
+            [upstream],
+            cpu_header=HEADER,
+            cpu_src=CHANNEL_SUMS,
+            cuda_header=CUDA_CHANNEL_HEADER,
+            cuda_src=CUDA_CHANNEL_SUMS,
+        )
+        return upstream, sums
+
+
+def add_bias(x: Any, bias: Any) -> Any:
+    """``x`` (N, C, H, W) plus ``bias`` (C,); float32 and float64 have the gradient's sum in double."""
+    if jt.flags.no_grad or str(x.dtype) not in ("float32", "float64"):
+        return x + bias.reshape(1, -1, 1, 1)
+    return Biased.apply(x, bias)
 
 
 TOTAL = """

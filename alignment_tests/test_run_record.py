@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fixtures.config import load_config
 from fixtures.dataset import DetectionDataset, load_dataset
 from fixtures.detections import without_negative_sides
 from fixtures.run_data import annotations_of
-from fixtures.run_record import COLUMNS, RunRecord, finite, read_record
+from fixtures.run_record import COLUMNS, RunRecord, commit_of, finite, read_record
 from fixtures.schedule import Schedule
 from fixtures.seeded import DFL_CONSTANTS, initial_state
 from fixtures.train_options import parse, read_recipe, recipe_names
@@ -175,6 +176,32 @@ def test_short_warm_up_ends_where_it_is_told_to() -> None:
     solver = load_config("gold_yolo_n").solver
     assert Schedule(solver, 8, 5, 10).warmup_steps == 1000
     assert Schedule(solver, 8, 5, 10, least_warmup_steps=8).warmup_steps == 15  # three epochs
+
+
+# ---- commit
+
+
+def test_a_commit_is_marked_where_files_differ_but_for_folders_that_the_run_writes(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        names = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(
+            ["git", *names, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert commit_of(tmp_path) == "unknown"
+    for name in ("code", "docs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "new").write_text("1")
+    assert commit_of(tmp_path) == commit
+    (tmp_path / "docs" / "file").write_text("2")
+    assert (commit_of(tmp_path), commit_of(tmp_path, ("docs",))) == (f"{commit}+changes", commit)
+    (tmp_path / "code" / "file").write_text("2")
+    assert commit_of(tmp_path / "docs", ("docs",)) == f"{commit}+changes"
 
 
 # ---- detections and annotations

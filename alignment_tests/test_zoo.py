@@ -111,7 +111,7 @@ def test_a_shell_that_has_no_child_yet_is_stopped() -> None:
 def test_a_row_tells_its_commit_and_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(table, "run_one", lambda name: {"name": name, "parts": {}})
     made = table.kept_or_run("resnet18", tmp_path)
-    assert made == {"name": "resnet18", "parts": {}, "commit": commit_of(table.ROOT)}
+    assert made == {"name": "resnet18", "parts": {}, "commit": commit_of(table.ROOT, ("docs",))}
     monkeypatch.setattr(table, "run_one", lambda name: {"name": name, "failed": "made again"})
     assert table.kept_or_run("resnet18", tmp_path) == made
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from alignment_tests.bench.caches import empty_cache
 from alignment_tests.bench.limits import bench_limits
 from alignment_tests.bench.training import bench_cold_step, bench_inference, bench_steps
+from fixtures import run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "docs" / "results" / "bench.json"
@@ -137,24 +137,13 @@ def surroundings() -> dict[str, Any]:
 
     from jt_impl.runtime import describe
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", ":!docs/results"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
-        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
+        **run_record.surroundings(),
+        "commit": run_record.commit_of(ROOT, ("docs/results",)),  # where the figures of each part are written
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "jittor": {key: value for key, value in describe().items() if key != "cache"},
     }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

@@ -66,7 +66,7 @@ def finite(value: Any) -> Any:
 
 
 def operator_part(notify: Notify, kept: Path | None) -> Data:
-    commit, cases = commit_of(ROOT), cases_by_key()
+    commit, cases = commit_of(ROOT, ("docs",)), cases_by_key()
     # A file for each commit: the thousands of rows of a table are of one.
     outcomes = run_operators(notify, None if kept is None else kept / f"operators_{commit}.jsonl")
     return {

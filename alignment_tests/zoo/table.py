@@ -66,7 +66,7 @@ def kept_or_run(name: str, kept: Path | None) -> Row:
     if file is not None and file.is_file():
         found: Row = json.loads(file.read_text(encoding="utf-8"))
         return found
-    row = {"name": name, "commit": commit_of(ROOT), **run_one(name)}
+    row = {"name": name, "commit": commit_of(ROOT, ("docs",)), **run_one(name)}
     if file is not None and "parts" in row:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(file, json.dumps(row))

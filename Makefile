@@ -44,7 +44,7 @@ demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (
 bench: setup ## Measure times and memory
 	$(RUN) -m alignment_tests.bench
 
-proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew (2 hours on 2 busy cores)
+proof: setup ## Other models and all operators beside PyTorch, planted faults: writes docs/ anew
 	$(RUN) -m alignment_tests.conformity --rows build/proof
 	$(RUN) -m alignment_tests.meta_tests --output docs/proof.md
 	rm -rf build/proof

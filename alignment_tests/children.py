@@ -27,6 +27,15 @@ def stop(shell: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
+def default_jobs() -> int:
+    """Processes to run side by side: one per core, each with up to 8 GB of memory, and no more than four.
+
+    Their kernels use all cores, but compiling and Python, which take most of the time, do not.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(4, len(os.sched_getaffinity(0)), memory >> 33))
+
+
 def exit_code(shell: subprocess.Popen[bytes]) -> int:
     """As ``subprocess`` gives it for a child of its own: negative where a signal ended it."""
     code = shell.wait()

@@ -104,6 +104,22 @@ def test_a_crash_and_a_hang_are_rows_and_not_the_end(monkeypatch: pytest.MonkeyP
     }
 
 
+def test_processes_beside_one_another_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", WORKER))
+    monkeypatch.setattr(runner, "BATCH", 2)
+    keys, kept = ["a", "dies", "b", "c", "d"], tmp_path / "operators.jsonl"
+    found = runner.run_cases(keys, kept=kept, jobs=3)
+    assert found == runner.run_cases(keys) == runner.read_kept(kept)
+    assert list(found) == keys
+
+
+@pytest.mark.parametrize("code", ["pass", "raise SystemExit(3)"])
+def test_a_worker_that_says_nothing_ends_the_run(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", code))
+    with pytest.raises(RuntimeError, match="the worker ends before its first case"):
+        runner.run_cases(["a"])
+
+
 def test_a_run_that_was_cut_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", WORKER))
     kept = tmp_path / "rows" / "operators.jsonl"

@@ -62,11 +62,12 @@ def document(data: Data) -> str:
 def facts(part: Data) -> str:
     where = part["environment"]
     jittor, here = where["jittor"], where["harness"]
+    note = f", {part['note']}" if part.get("note") else ""
     return (
         f"Measured in {part['seconds']} s, {commits(part)}: "
         f"Jittor {jittor['version']} ({jittor['kernel_flags']}), "
         f"PyTorch {where['torch']}, numpy {here['numpy']}, Python {here['python']}, {here['cores']} cores, "
-        f"{where['threads']} threads{''.join(f', {note}' for note in [part.get('note')] if note)}.\n"
+        f"{where['threads']} threads, {part['processes']} processes at a time{note}.\n"
     )
 
 

@@ -34,25 +34,27 @@ def measure(
     older: Data | None = None,
     kept: Path | None = None,
     models: Sequence[str] | None = None,
+    jobs: int = 1,
 ) -> Data:
     """The document's data; parts that are not measured again keep what ``older`` has of them.
 
-    ``kept`` is a folder of rows as they came, so that a run that was cut goes on, and ``models`` are those to run; see
-    ``zoo.table.run_all``. Architectures that are not run keep the row that ``older`` has of them.
+    ``kept`` is a folder of rows as they came, so that a run that was cut goes on, ``models`` are those to run, ``jobs``
+    is how many processes run at a time; see ``zoo.table.run_all``. Architectures that are not run keep the row that
+    ``older`` has of them.
 
     Numbers that JSON lacks are strings, as ``repr`` has them.
     """
     data: Data = {**(older or {}), "format": FORMAT}
     for part, make in {
-        "operators": lambda: operator_part(notify, kept),
-        "zoo": lambda: zoo_part(notify, kept, models, (older or {}).get("zoo", {}).get("models", ())),
+        "operators": lambda: operator_part(notify, kept, jobs),
+        "zoo": lambda: zoo_part(notify, kept, models, jobs, (older or {}).get("zoo", {}).get("models", ())),
     }.items():
         if part in parts:
             start = time.perf_counter()
-            data[part] = {**make(), "environment": surroundings()}
+            data[part] = {**make(), "environment": surroundings(), "processes": jobs}
             # Of kept rows too, so that a run that went on tells the whole time.
-            rows = [model.get("seconds", 0.0) for model in data[part].get("models", ())]
-            data[part]["seconds"] = round(max(time.perf_counter() - start, sum(rows)))
+            rows = sum(model.get("seconds", 0.0) for model in data[part].get("models", ()))
+            data[part]["seconds"] = round(max(time.perf_counter() - start, rows / jobs))
     strict: Data = finite(data)
     return strict
 
@@ -65,10 +67,10 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def operator_part(notify: Notify, kept: Path | None) -> Data:
+def operator_part(notify: Notify, kept: Path | None, jobs: int) -> Data:
     commit, cases = commit_of(ROOT, ("docs",)), cases_by_key()
     # A file for each commit: the thousands of rows of a table are of one.
-    outcomes = run_operators(notify, None if kept is None else kept / f"operators_{commit}.jsonl")
+    outcomes = run_operators(notify, None if kept is None else kept / f"operators_{commit}.jsonl", jobs)
     return {
         "commit": commit,
         "operators": [entry(place, outcomes, cases) for place in range(len(TABLE))],
@@ -77,9 +79,9 @@ def operator_part(notify: Notify, kept: Path | None) -> Data:
     }
 
 
-def zoo_part(notify: Notify, kept: Path | None, models: Sequence[str] | None, older: Sequence[Data]) -> Data:
+def zoo_part(notify: Notify, kept: Path | None, models: Sequence[str] | None, jobs: int, older: Sequence[Data]) -> Data:
     before = {row["name"]: row for row in older}
-    rows = run_zoo(models, kept, notify)
+    rows = run_zoo(models, kept, notify, jobs)
     return {"models": [before.get(row["name"], row) if "not run" in row else row for row in rows]}
 
 

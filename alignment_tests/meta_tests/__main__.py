@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from alignment_tests.children import default_jobs
+from fixtures.cli import positive
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="only faults whose name, kind or experiment holds it; none for no fault",
     )
     parser.add_argument("--clean-runs", type=int, default=200, metavar="N", help="runs without a fault (default: 200)")
+    parser.add_argument("--jobs", type=positive, default=default_jobs(), help="processes (default: %(default)s here)")
     options = parser.parse_args(arguments)
     if options.clean_runs < 0:
         parser.error(f"`--clean-runs` must be at least 0. Received: {options.clean_runs}")
     try:
-        return run(options.output, options.only, options.clean_runs)
+        return run(options.output, options.only, options.clean_runs, options.jobs)
     except UnknownFaultError as error:
         parser.error(str(error))
 
@@ -47,40 +50,24 @@ class UnknownFaultError(ValueError):
     """No fault has the text that was asked for."""
 
 
-def run(output: Path, only: Sequence[str], clean: int) -> int:
+def run(output: Path, only: Sequence[str], clean: int, jobs: int) -> int:
     from jt_impl.runtime import progress
 
+    start = time.perf_counter()
     with progress():
-        from alignment_tests.meta_tests.experiments import FAULTS, make
+        from alignment_tests.meta_tests.experiments import FAULTS
         from alignment_tests.meta_tests.proof import as_json, write
-        from alignment_tests.meta_tests.runner import chosen, examine_all
+        from alignment_tests.meta_tests.runner import chosen
+        from alignment_tests.meta_tests.shares import run_all
 
         faults = chosen(only)
         if not faults and list(only) != ["none"]:
             raise UnknownFaultError(f"`--only` must be part of a name, kind or experiment. Received: {list(only)}")
-        findings = list(examine_all(faults, make, tell))
-        middle = time.perf_counter()
-        runs = list(clean_outcomes(clean))
-        seconds = {"clean runs": time.perf_counter() - middle} if clean else {}
-        data = as_json(findings, runs, seconds)
+        findings, runs = run_all(faults, clean, jobs)
+    data = as_json(findings, runs, time.perf_counter() - start, jobs)
     write(output, data, list(FAULTS))
-    tell(f"written: {output}")
+    print(f"written: {output}", file=sys.stderr)
     return int(any(not f["detected"] for f in data["faults"]) or any(not r["aligned"] for r in data["clean"]))
-
-
-def clean_outcomes(count: int) -> Any:
-    from alignment_tests.meta_tests.clean import clean_runs
-
-    for number, one in enumerate(clean_runs(count), start=1):
-        begin = time.perf_counter()
-        outcome = one.run()
-        told = "aligned" if outcome.aligned else f"FALSE ALARM: {outcome.reason}"
-        tell(f"clean run {number} of {count}: {one.experiment}: {told} {time.perf_counter() - begin:.1f} s")
-        yield one, outcome
-
-
-def tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

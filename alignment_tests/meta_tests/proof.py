@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,19 @@ from alignment_tests.meta_tests.runner import Finding
 from fixtures.run_record import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
-FORMAT = 1
+FORMAT = 2
 LOCATING = "every array, 1e-5"  # the only plain check that can name a place
 Data = dict[str, Any]
 
 
-def as_json(
-    findings: Iterable[Finding], runs: Iterable[tuple[CleanRun, Outcome]], seconds: Mapping[str, float]
-) -> Data:
-    """Of one run of the command, which may have been asked for some faults only."""
-    made = {"commit": commit_of(ROOT, ("docs",)), "environment": environment()}
+def as_json(findings: Iterable[Data], runs: Iterable[Data], seconds: float, jobs: int) -> Data:
+    """Of one run of the command, which may have been asked for some faults only, and took ``seconds`` in all."""
+    made = {"commit": commit_of(ROOT, ("docs",)), "environment": environment() | {"processes": jobs}}
     return {
         "format": FORMAT,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "faults": [finding_as_json(finding) | made for finding in findings],
-        "clean": [clean_as_json(*run) | made for run in runs],
+        "seconds": round(seconds),
+        "faults": [finding | made for finding in findings],
+        "clean": [run | made for run in runs],
     }
 
 
@@ -43,11 +42,11 @@ def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
         known: names of all faults there are, in order; others are dropped.
     """
     if older is None or older.get("format") != FORMAT:
-        older = {"faults": [], "clean": [], "seconds": {}}
+        older = {"faults": [], "clean": []}
     found = {one["name"]: one for one in [*older["faults"], *newer["faults"]]}
     return {
         "format": FORMAT,
-        "seconds": {**older["seconds"], **newer["seconds"]},
+        "seconds": newer["seconds"],
         "faults": [found[name] for name in known if name in found],
         "clean": newer["clean"] or older["clean"],
     }
@@ -71,7 +70,7 @@ def finding_as_json(finding: Finding) -> Data:
     }
 
 
-def clean_as_json(run: CleanRun, outcome: Outcome) -> Data:
+def clean_as_json(run: CleanRun, outcome: Outcome, seconds: float) -> Data:
     return {
         "experiment": run.experiment,
         "seed": run.seed,
@@ -80,6 +79,7 @@ def clean_as_json(run: CleanRun, outcome: Outcome) -> Data:
         "aligned": outcome.aligned,
         "reason": outcome.reason[:300],
         "plain alarms": [title for title, blame in outcome.plain.items() if blame is not None],
+        "seconds": round(seconds, 2),
     }
 
 
@@ -246,8 +246,13 @@ def again(data: Data) -> str:
     parts = [*data["faults"], *data["clean"]]
     commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
     known = parts[-1]["environment"]
-    took = sum(one["seconds"] for one in data["faults"])
-    alone = data["seconds"].get("clean runs", 0.0)
+    faults, alone = (sum(one["seconds"] for one in data[part]) for part in ("faults", "clean"))
+    told = (
+        f"The second form runs some faults only; the others keep what they have. Commit {commits}; Python"
+        f" {known['python']}, PyTorch {known['torch']}, Jittor {known['jittor']}, numpy {known['numpy']},"
+        f" {known['cores']} cores, {known['processes']} processes. The command last took {data['seconds']} s;"
+        f" all faults together took {faults:.0f} s and all runs without one {alone:.0f} s of a process."
+    )
     return f"""
 ## How to make this page again
 
@@ -256,9 +261,7 @@ python -m alignment_tests.meta_tests --output docs/proof.md
 python -m alignment_tests.meta_tests --only "batch norm" --clean-runs 0 --output docs/proof.md
 ```
 
-The second form runs some faults only; the others keep what they have. Commit {commits}; Python {known["python"]},
-PyTorch {known["torch"]}, Jittor {known["jittor"]}, numpy {known["numpy"]}, {known["cores"]} cores. Faults {took:.0f} s,
-runs without one {alone:.0f} s; other work on the machine makes it longer.
+{textwrap.fill(told, 120, break_long_words=False, break_on_hyphens=False)}
 """
 
 

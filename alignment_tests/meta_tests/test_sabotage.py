@@ -15,8 +15,9 @@ from alignment_tests.meta_tests.clean import clean_runs
 from alignment_tests.meta_tests.experiments import EXPERIMENTS, FAULTS, make
 from alignment_tests.meta_tests.fault import Fault, Patch, fault
 from alignment_tests.meta_tests.outcome import PLAIN, plain_outcomes
-from alignment_tests.meta_tests.proof import ROOT, Data, json_of, merged, render
+from alignment_tests.meta_tests.proof import FORMAT, ROOT, Data, json_of, merged, render
 from alignment_tests.meta_tests.runner import check_clean, chosen, examine
+from alignment_tests.meta_tests.shares import run_all, shares
 
 PAGE = ROOT / "docs" / "proof.md"
 # One or two of every way to compare. Whole steps in depth: see test_training_faults.py.
@@ -148,6 +149,32 @@ def test_two_hundred_clean_runs_differ_in_seed_size_and_threads() -> None:
     assert {run.threads for run in runs} == {1, 2, 3, 4}
 
 
+# Shares of processes
+
+
+def test_every_fault_and_every_clean_run_is_in_one_share() -> None:
+    dealt = shares(chosen(), 60)
+    assert sorted(name for share in dealt for name in share.faults) == sorted(FAULTS)
+    runs = [run for share in dealt for run in share.clean]
+    assert sorted(runs, key=lambda run: run.seed) == list(clean_runs(60))
+    assert all(len({FAULTS[name].experiment for name in share.faults}) <= 1 for share in dealt)
+
+
+def test_two_processes_find_what_one_finds_in_the_same_order() -> None:
+    faults = [fault for fault in chosen() if fault.experiment in ("post-processing", "assigner")]
+
+    def told(jobs: int) -> list[tuple[str, str, bool]]:
+        return [(one["name"], one["named"], one["exact"]) for one in run_all(faults, 0, jobs)[0]]
+
+    assert told(2) == told(1) == [(fault.name, told_of(fault.name), True) for fault in faults]
+
+
+def told_of(name: str) -> str:
+    entry = FAULTS[name]
+    comparison = make(entry.experiment)
+    return examine(entry, comparison, check_clean(comparison, "before")).named
+
+
 # The page
 
 
@@ -177,10 +204,11 @@ def test_there_are_two_hundred_clean_runs_on_record_and_no_false_alarm() -> None
 
 
 def test_faults_that_were_not_asked_for_keep_what_they_have() -> None:
-    older = {"format": 1, "seconds": {"clean runs": 5.0}, "faults": entries(a=1, b=1, gone=1), "clean": [1]}
-    newer = {"format": 1, "seconds": {}, "faults": entries(b=2, c=2), "clean": []}
+    older = {"format": FORMAT, "seconds": 5, "faults": entries(a=1, b=1, gone=1), "clean": [1]}
+    newer = {"format": FORMAT, "seconds": 2, "faults": entries(b=2, c=2), "clean": []}
     whole = merged(older, newer, ["a", "b", "c"])
-    assert whole == {"format": 1, "seconds": {"clean runs": 5.0}, "faults": entries(a=1, b=2, c=2), "clean": [1]}
+    assert whole == {"format": FORMAT, "seconds": 2, "faults": entries(a=1, b=2, c=2), "clean": [1]}
+    assert merged(older | {"format": FORMAT - 1}, newer, ["a", "b", "c"]) == newer
 
 
 def entries(**values: int) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ BATCH = 400  # cases of one process; Jittor keeps every kernel that it loaded
 
 Outcome = dict[str, Any]
 Notify = Callable[[str], None]
+_one_line = threading.Lock()  # batches that run beside one another keep their outcomes in one file
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Batch:
 
     def keep(self, line: str) -> None:
         if self.kept is not None:
-            with self.kept.open("a", encoding="utf-8") as file:
+            with _one_line, self.kept.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 
 
@@ -58,27 +61,47 @@ def run_cases(
     notify: Notify = lambda text: None,
     patience: float = PATIENCE,
     kept: Path | None = None,
+    jobs: int = 1,
 ) -> dict[str, Outcome]:
     """Outcome of each case; a crash or a hang of the process is the outcome of the case that it was in.
 
-    ``kept``: a file of outcomes, a line each; those found in it are not made again, new ones are added as they come.
+    Args:
+        keys: the cases.
+        notify: told how many are done.
+        patience: seconds without an outcome after which a process hangs.
+        kept: a file of outcomes, a line each; those found in it are not made again, new ones are added as they come.
+        jobs: processes at a time.
+
+    Raises:
+        RuntimeError: a process ends before its first case.
     """
     every = list(keys)
     found = {key: outcome for key, outcome in read_kept(kept).items() if key in set(every)}
     left = [key for key in every if key not in found]
-    while left:
-        batch = Batch(left[:BATCH], kept=kept)
-        ending = run_batch(batch, patience)
-        found.update(batch.outcomes)
-        left = [key for key in left if key not in found]
-        if ending and batch.current in left:
-            found[batch.current] = ending
-            batch.keep(json.dumps({"key": batch.current, **ending}))
-            left.remove(batch.current)
-        elif ending and not batch.outcomes:
-            raise RuntimeError(f"the worker ends before its first case: {ending}")
-        notify(f"operators: {len(every) - len(left)} of {len(every)} cases")
+
+    def run_share(share: list[str]) -> None:
+        for outcomes in outcomes_of(share, patience, kept):
+            found.update(outcomes)
+            notify(f"operators: {len(found)} of {len(every)} cases")
+
+    with ThreadPoolExecutor(jobs) as pool:  # a thread waits for its child process
+        list(pool.map(run_share, (left[start : start + BATCH] for start in range(0, len(left), BATCH))))
     return {key: found[key] for key in every}
+
+
+def outcomes_of(left: list[str], patience: float, kept: Path | None) -> Iterator[dict[str, Outcome]]:
+    """Of one process, and where one ends early, of another for the cases that it left."""
+    while left:
+        batch = Batch(left, kept=kept)
+        ending = run_batch(batch, patience)
+        outcomes = dict(batch.outcomes)
+        if ending and batch.current in left and batch.current not in outcomes:
+            outcomes[batch.current] = ending
+            batch.keep(json.dumps({"key": batch.current, **ending}))
+        elif not outcomes:
+            raise RuntimeError(f"the worker ends before its first case: {ending or 'without an error'}")
+        left = [key for key in left if key not in outcomes]
+        yield outcomes
 
 
 def read_kept(kept: Path | None) -> dict[str, Outcome]:
@@ -132,5 +155,5 @@ def quiet() -> dict[str, str]:
     return {**os.environ, "ALIGN_PROGRESS": "0"}
 
 
-def run_all(notify: Notify = lambda text: None, kept: Path | None = None) -> dict[str, Outcome]:
-    return run_cases(cases_by_key(), notify, kept=kept)
+def run_all(notify: Notify = lambda text: None, kept: Path | None = None, jobs: int = 1) -> dict[str, Outcome]:
+    return run_cases(cases_by_key(), notify, kept=kept, jobs=jobs)

@@ -1,4 +1,4 @@
-"""Every architecture in a process of its own, one after another."""
+"""Every architecture in a process of its own, as many at a time as there is room for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,12 +24,19 @@ Row = dict[str, Any]
 
 
 def run_all(
-    names: Iterable[str] | None = None, kept: Path | None = None, notify: Callable[[str], None] = lambda text: None
+    names: Iterable[str] | None = None,
+    kept: Path | None = None,
+    notify: Callable[[str], None] = lambda text: None,
+    jobs: int = 1,
 ) -> list[Row]:
     """Rows of the named architectures; by default all but those on demand, which are listed as not run.
 
-    ``kept``: a folder that has a file for each row as soon as it is there; rows found in it are not made again. Each
-    row holds the commit that it was made at.
+    Args:
+        names: which.
+        kept: a folder that has a file for each row as soon as it is there; rows found in it are not made again. Each
+            row holds the commit that it was made at.
+        notify: told of each row.
+        jobs: architectures at a time. They share one folder of kernels; each may need 6 GB of memory.
 
     Raises:
         ValueError: a name is of no architecture that both packages have.
@@ -36,17 +44,18 @@ def run_all(
     every = architectures()
     wanted = [name for name in every if name not in ON_DEMAND] if names is None else list(names)
     check_names(wanted)
-    rows: list[Row] = []
-    for number, name in enumerate(every):
+
+    def row_of(name: str) -> Row:
         if name not in wanted:
-            rows.append({"name": name, "not run": DEEPER if name in ON_DEMAND else "not asked for"})
-            continue
+            return {"name": name, "not run": DEEPER if name in ON_DEMAND else "not asked for"}
         start = time.monotonic()
         row = kept_or_run(name, kept)
-        rows.append(row)
         verdicts = [found["verdict"] for found in row["parts"].values()] if "parts" in row else row["failed"]
-        notify(f"zoo: {number + 1} of {len(every)}, {name}: {verdicts} ({time.monotonic() - start:.0f} s)")
-    return rows
+        notify(f"zoo: {name}: {verdicts} ({time.monotonic() - start:.0f} s)")
+        return row
+
+    with ThreadPoolExecutor(jobs) as pool:  # a thread waits for its child process
+        return list(pool.map(row_of, every))
 
 
 def check_names(names: Iterable[str]) -> None:

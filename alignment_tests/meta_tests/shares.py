@@ -1,0 +1,78 @@
+"""Faults and runs without one, dealt to processes: an experiment's faults are a share, and so are its clean runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from alignment_tests.meta_tests.clean import CleanRun, clean_runs
+from alignment_tests.meta_tests.experiments import FAULTS, make
+from alignment_tests.meta_tests.fault import Fault
+from alignment_tests.meta_tests.proof import Data, clean_as_json, finding_as_json
+from alignment_tests.meta_tests.runner import by_experiment, examine_all
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of one experiment: names of faults, or runs without a fault."""
+
+    faults: tuple[str, ...] = ()
+    clean: tuple[CleanRun, ...] = ()
+
+
+def shares(faults: Iterable[Fault], clean: int) -> list[Share]:
+    """The longest first, so that no process is left alone with one at the end: training, then what has most runs."""
+    dealt = {name: Share(faults=tuple(fault.name for fault in group)) for name, group in by_experiment(faults).items()}
+    runs: dict[str, list[CleanRun]] = {}
+    for run in clean_runs(clean):
+        runs.setdefault(run.experiment, []).append(run)
+    alone = [(name, Share(clean=tuple(group))) for name, group in runs.items()]
+
+    def cost(item: tuple[str, Share]) -> tuple[bool, int]:
+        name, share = item
+        return not name.startswith("training"), -len(share.faults) - len(share.clean)
+
+    return [share for _, share in sorted([*dealt.items(), *alone], key=cost)]
+
+
+def run_all(faults: Iterable[Fault], clean: int, jobs: int) -> tuple[list[Data], list[Data]]:
+    """What became of the faults and of the runs without one, both in the order in which one process has them.
+
+    Raises:
+        RuntimeError: a candidate without a fault is not aligned, before the first fault of an experiment or after the
+            last.
+    """
+    every = list(faults)
+    dealt = shares(every, clean)
+    if jobs == 1 or len(dealt) == 1:
+        results = [run_share(share) for share in dealt]
+    else:
+        # Spawned, since threads of both frameworks and their locks do not survive a fork.
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results = list(pool.map(run_share, dealt))
+    found = {one["name"]: one for findings, _ in results for one in findings}
+    alone = {one["seed"]: one for _, runs in results for one in runs}
+    return [found[fault.name] for fault in every], [alone[run.seed] for run in clean_runs(clean)]
+
+
+def run_share(share: Share) -> tuple[list[Data], list[Data]]:
+    findings = examine_all([FAULTS[name] for name in share.faults], make, tell)
+    return [finding_as_json(finding) for finding in findings], list(clean_outcomes(share.clean))
+
+
+def clean_outcomes(runs: Iterable[CleanRun]) -> Iterator[Data]:
+    for run in runs:
+        start = time.perf_counter()
+        outcome = run.run()
+        seconds = time.perf_counter() - start
+        told = "aligned" if outcome.aligned else f"FALSE ALARM: {outcome.reason}"
+        tell(f"clean run of {run.experiment}, seed {run.seed}: {told} {seconds:.1f} s")
+        yield clean_as_json(run, outcome, seconds)
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

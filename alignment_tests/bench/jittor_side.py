@@ -58,7 +58,7 @@ class JittorSide:
         return {"reserved": int(held.total_cuda_used if jt.flags.use_cuda else held.total_cpu_used)}
 
     def facts(self) -> dict[str, Any]:
-        return devices.describe()
+        return {name: value for name, value in devices.describe().items() if name != "cache"}  # a user's own path
 
 
 def inference(side: JittorSide) -> Step:

@@ -160,13 +160,29 @@ def test_every_case_has_a_script_that_parses() -> None:
         if case.dtype == "float32":
             ast.parse(script(case, "forward", "0"))
             ast.parse(script(case, "backward", "input 0"))
+            ast.parse(script(case, "forward", None))
 
 
-def test_a_script_shows_its_difference(tmp_path: Path) -> None:
-    """It runs on its own; with this project's Jittor, since another build would compile for minutes."""
-    text = script(find("abs", 0, "float32", "zeros"), "backward", "input 0")
+def run_script(text: str) -> subprocess.CompletedProcess[str]:
+    """On its own; with this project's Jittor, since another build would compile for minutes."""
     prepared = f"from jt_impl.runtime import load\nload()\n{text}"
-    done = subprocess.run([sys.executable, "-c", prepared], capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, "-c", prepared], capture_output=True, text=True, check=False)
+
+
+def test_a_script_shows_what_raises_in_the_backward_pass_only() -> None:
+    done = run_script(script(find("lgamma.apply", 0, "float32", "ordinary"), "forward", None))
+    assert done.returncode == 1
+    assert "'lgamma' object has no attribute 'grad'" in done.stderr
+
+
+def test_a_script_shows_gradients_of_outputs_of_other_shapes() -> None:
+    done = run_script(script(find("norm", 0, "float32", "ordinary"), "backward", "input 0"))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "] == ["PyTorch", "Jittor"]
+
+
+def test_a_script_shows_its_difference() -> None:
+    done = run_script(script(find("abs", 0, "float32", "zeros"), "backward", "input 0"))
     theirs, ours = (line for line in done.stdout.splitlines() if line.startswith(("PyTorch", "Jittor")))
     assert "0., -0." in theirs or "0., 0." in theirs
     assert "1.3" in ours

@@ -118,7 +118,7 @@ def differences(own: dict[str, Outcome], cases: dict[str, Case]) -> list[Data]:
                 "dtype": case.dtype,
                 "arguments": said(case),
                 "cases": 1,
-                "repro": script(case, direction, finding.get("where", "0")),
+                "repro": script(case, direction, finding.get("where")),
             }
     return list(found.values())
 

@@ -17,8 +17,15 @@ DRAWN = {
 }
 
 
-def script(case: Case, direction: str, where: str) -> str:
-    """Python that prints what PyTorch and Jittor make of the case. It needs nothing but the two and numpy."""
+def script(case: Case, direction: str, where: str | None) -> str:
+    """Python that prints what PyTorch and Jittor make of the case. It needs nothing but the two and numpy.
+
+    ``where`` is None where Jittor raises or ends, in the forward or the backward pass: the script asks for both.
+    """
+    if where is None:
+        floating = [number for number, given in enumerate(case.operator.inputs) if given.floating]
+        both = case.operator.gradient and floating
+        direction, where = ("backward", f"input {floating[0]}") if both else (direction, "0")
     lines = ["import numpy as np, torch, jittor as jt"]
     if any("random" in drawn(given, number, case) for number, given in enumerate(case.operator.inputs)):
         lines.append("random = np.random.default_rng(7)")
@@ -102,13 +109,12 @@ def shown(case: Case, direction: str, where: str) -> list[str]:
     picks = [f"p = p{parts[0]}"] * bool(parts[0]) + [f"q = q{parts[1]}"] * bool(parts[1])
     if direction == "backward" and where.startswith("input "):
         number = where.removeprefix("input ")
-        weights = "w = np.random.default_rng(13).uniform(0.5, 1.5, q.numel()).reshape(q.shape).astype(np.float32)"
         return [
             *picks,
             "q.sync()  # computed before the gradient is asked for, as the table's runs do",
-            weights,
-            f"print('PyTorch', torch.autograd.grad((p * torch.tensor(w).reshape(p.shape)).sum(), a[{number}])[0])",
-            f"print('Jittor', jt.grad((q * jt.array(w)).sum(), b[{number}]))",
+            "w = lambda y: np.random.default_rng(13).uniform(0.5, 1.5, tuple(y.shape)).astype(np.float32)",
+            f"print('PyTorch', torch.autograd.grad((p * torch.tensor(w(p))).sum(), a[{number}])[0])",
+            f"print('Jittor', jt.grad((q * jt.array(w(q))).sum(), b[{number}]))",
         ]
     if direction == "backward":
         return [

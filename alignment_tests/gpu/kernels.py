@@ -62,7 +62,9 @@ def with_standins(home: Path) -> int:
     for outcome in outcomes:
         print(json.dumps(asdict(outcome)))
     kernels = find_kernels(home)
-    print(f"kernels for the GPU: {len(kernels.compiled)} compiled, {len(kernels.failed)} failed {kernels.failed}")
+    print(f"kernels for the GPU: {len(kernels.compiled)} compiled, {len(kernels.failed)} failed")
+    for name in kernels.failed:
+        print(f"failed: {name}")
     print("Nothing was run on a GPU.")
     done = [outcome.phase for outcome in outcomes if outcome.result == "done"]
     return int(bool(kernels.failed) or done != list(PHASES))

@@ -18,6 +18,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
+# pip finds a full disk only after minutes, and leaves a broken environment.
+ROOM := import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
+	sys.exit(f"{free:.1f} GB are free here, and the packages take 7 GB: free some space" if free < 7 else 0)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup align test demo bench proof gpu gpu-wheels doctor clean
 .DELETE_ON_ERROR:
@@ -68,6 +72,7 @@ clean: ## Remove .venv, reports and the tools' caches; Jittor's own cache is the
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 		|| { echo "$(PYTHON) is not Python 3.10 to 3.12; choose one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -c '$(ROOM)' || exit 1
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) \
 		|| { echo "$(PYTHON) cannot make a virtual environment: apt-get install -y python3-venv" >&2; exit 1; }
 	@echo 'Installing the pinned packages: a few GB with PyTorch, once.'

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from alignment_tests import arithmetic
+from alignment_tests.harness.trace import NoRoomError
 from fixtures.cli import Parser, fail, image_size, positive
 from fixtures.config import config_names, load_config
 from fixtures.images import drawn_images, load_images
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail(str(error))
     try:
         return compare(options, chosen, images, state, settings)
-    except (arithmetic.NoDeviceError, RuntimeSetupError) as error:
+    except (arithmetic.NoDeviceError, RuntimeSetupError, NoRoomError) as error:
         return fail(str(error))
 
 

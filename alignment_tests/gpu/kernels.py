@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +28,7 @@ def compile_for(precision: str) -> None:
     from alignment_tests import arithmetic
     from alignment_tests.harness.adapters import adapter_for
     from alignment_tests.harness.experiment import Side, prepare, record_reference
+    from alignment_tests.harness.scratch import Scratch
     from alignment_tests.pairs import make_pair
     from fixtures.config import load_config
     from fixtures.images import drawn_images
@@ -44,8 +44,8 @@ def compile_for(precision: str) -> None:
     reference = Side(adapter_for(pair.reference), pair.reference, images, False, scope=scopes[0])
     candidate = Side(adapter_for(pair.candidate), pair.candidate, images, False, scope=scopes[1])
     run = chosen.runs[0]
-    with tempfile.TemporaryDirectory(prefix="kernels-") as place:
-        traces = record_reference(reference, Path(place), (run,), lambda text: None)
+    with Scratch("kernels") as place:
+        traces = record_reference(reference, place, (run,), lambda text: None)
         with candidate.adapter.in_precision(candidate.model, run), candidate.context(run):
             prepare(candidate, run, traces[run], isolated=True)
 

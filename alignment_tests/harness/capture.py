@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from alignment_tests.harness.adapters import Adapter, Array, adapter_for, float_inputs
+from alignment_tests.harness.scratch import Scratch
 from alignment_tests.harness.trace import Call, Trace, TraceWriter
 from alignment_tests.harness.tree import Structure, flatten, unflatten
 
@@ -115,11 +113,14 @@ def capture(
         with_inputs: record the inputs of every call too, which isolated runs need.
     """
     adapter = adapter_for(model)
-    place = Path(tempfile.mkdtemp(prefix="trace-") if folder is None else folder)
+    scratch = None
+    if folder is None:
+        scratch = Scratch("trace")
+        folder = scratch.path
     with ExitStack() as stack:
-        writer = stack.enter_context(TraceWriter(place))
-        if folder is None:
-            weakref.finalize(writer.trace, shutil.rmtree, place, ignore_errors=True)
+        writer = stack.enter_context(TraceWriter(folder))
+        if scratch is not None:
+            weakref.finalize(writer.trace, scratch.remove)
         made = stack.enter_context(adapter.in_precision(model, precision))
         calls = run_recorded(adapter, made, inputs, precision, writer, train=train, with_inputs=with_inputs)
         writer.trace.calls.extend(calls)

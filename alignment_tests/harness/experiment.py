@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from alignment_tests.harness.localise import first_divergence
 from alignment_tests.harness.match import match_names
 from alignment_tests.harness.report import Report
 from alignment_tests.harness.repro import write_repro
+from alignment_tests.harness.scratch import Scratch
 from alignment_tests.harness.trace import Call, Trace, TraceWriter
 from alignment_tests.harness.tree import OpaqueArgumentError, flatten, is_plain, unflatten
 
@@ -117,8 +117,8 @@ def align(
     reference = Side(adapter_for(torch_model), torch_model, inputs, train, scope=scopes[0])
     candidate = Side(adapter_for(jittor_model), jittor_model, inputs, train, renamed or {}, scopes[1])
     title = title or f"{type(torch_model).__name__} and {type(jittor_model).__name__}"
-    with tempfile.TemporaryDirectory(prefix="align-") as place:
-        traces = record_reference(reference, Path(place), precisions, notify)
+    with Scratch("align") as place:
+        traces = record_reference(reference, place, precisions, notify)
         report = judged(
             reference,
             candidate,

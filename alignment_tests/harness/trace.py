@@ -6,10 +6,12 @@ child returned) is stored once.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,26 @@ def _call(written: Sequence[str] = (), **rest: Any) -> Call:
     return Call(**rest, written=tuple(written))
 
 
+class NoRoomError(OSError):
+    """The disk that a trace goes to is full."""
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say where there is no room, and what to do: the system's own error names no file.
+
+    Raises:
+        NoRoomError: the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = "free some, or take a folder on a larger disk (TMPDIR is where temporary ones go)"
+        raise NoRoomError(f"no room on the disk for the arrays of one run, in {folder}: {advice}") from error
+
+
 class TraceWriter:
     """Writes a trace while it grows: each array goes straight to disk.
 
@@ -170,7 +192,8 @@ class TraceWriter:
             if kind is None:
                 self.close()
         finally:
-            self._file.close()
+            with suppress(NoRoomError), disk_errors(self.folder):  # what waited to be written; said once already
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def put(self, name: str, array: Array) -> None:
@@ -178,13 +201,15 @@ class TraceWriter:
 
         Raises:
             ValueError: the name was used before, its phase is unknown, or the dtype cannot be stored.
+            NoRoomError: the disk is full.
         """
         self._claim(name)
         kind = SAFETENSORS_NAMES.get(str(array.dtype))
         if kind is None:
             raise ValueError(f"`array` of {name} must be one of {sorted(SAFETENSORS_NAMES)}. Received: {array.dtype}")
         data = np.ascontiguousarray(array)
-        self._file.write(data.reshape(-1).view(np.uint8).data)
+        with disk_errors(self.folder):
+            self._file.write(data.reshape(-1).view(np.uint8).data)
         end = self._offset + data.nbytes
         self._header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [self._offset, end]}
         self._offset = end
@@ -202,7 +227,12 @@ class TraceWriter:
             raise ValueError(f"`name` must start with a phase, one of {PHASES}. Received: {name}")
 
     def close(self) -> Trace:
-        """Finish both files and return the trace, ready to read."""
+        """Finish both files and return the trace, ready to read.
+
+        Raises:
+            ValueError: more names than the header has room for.
+            NoRoomError: the disk is full.
+        """
         manifest = {
             "format": FORMAT,
             "meta": self.trace.meta,
@@ -213,12 +243,13 @@ class TraceWriter:
         header = json.dumps(self._header, separators=(",", ":")).encode()
         if len(header) > HEADER_ROOM:
             raise ValueError(f"too many names for one trace: the header takes {len(header)} of {HEADER_ROOM} bytes")
-        self._file.seek(0)
-        self._file.write(HEADER_ROOM.to_bytes(8, "little") + header.ljust(HEADER_ROOM))
-        self._file.close()
-        (self.folder / "manifest.json").unlink(missing_ok=True)  # an older one does not describe the new arrays
-        os.replace(self._temporary, self.folder / ARRAYS)
-        part = self.folder / ".manifest.json.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.folder / "manifest.json")
+        with disk_errors(self.folder):
+            self._file.seek(0)
+            self._file.write(HEADER_ROOM.to_bytes(8, "little") + header.ljust(HEADER_ROOM))
+            self._file.close()
+            (self.folder / "manifest.json").unlink(missing_ok=True)  # an older one does not describe the new arrays
+            os.replace(self._temporary, self.folder / ARRAYS)
+            part = self.folder / ".manifest.json.part"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, self.folder / "manifest.json")
         return self.trace

@@ -11,7 +11,6 @@ The core knows no trainer. A side is a ``Trainee``: a model with the phases of a
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from alignment_tests.harness.experiment import Notify, same_values
 from alignment_tests.harness.free_runs import FreeRuns
 from alignment_tests.harness.judge import PRECISIONS
 from alignment_tests.harness.report import Report
+from alignment_tests.harness.scratch import Scratch
 from alignment_tests.harness.step_judge import LOSS, StepJudge, first_cause
 from alignment_tests.harness.trace import Call, Trace, TraceWriter
 from alignment_tests.harness.trainee import Make, Trainee
@@ -159,12 +159,12 @@ class Experiment:
     def teacher_forced(self, step: int, batch: Any, *, deep: bool) -> dict[str, float]:
         """One step of every side from the reference's state; the references move on. Their losses by precision."""
         losses = {}
-        with tempfile.TemporaryDirectory(prefix="steps-") as place:
+        with Scratch("steps") as place:
             for precision in PRECISIONS:
                 before = self.references[precision].state()
                 if deep and precision in self.precisions:
                     self.check_hooks("reference", self.references[precision], before, batch, precision)
-                recording = record_step(self.references[precision], batch, Path(place) / precision, deep=deep)
+                recording = record_step(self.references[precision], batch, place / precision, deep=deep)
                 losses[precision] = float(recording.trace["loss/total"].reshape(-1)[0])
                 if precision not in self.precisions:
                     continue
@@ -172,7 +172,7 @@ class Experiment:
                 if precision == "float32":
                     assert self.oracle is not None
                     self.oracle.load(before)
-                    exact = record_step(self.oracle, batch, Path(place) / "oracle", deep=deep, taught=recording)
+                    exact = record_step(self.oracle, batch, place / "oracle", deep=deep, taught=recording)
                     margins = self.oracle.margins(exact.outputs, batch)
                     noise = decision_noise(self.references[precision], self.oracle, recording, exact, batch)
                 self.judge.begin(step, precision, recording.trace, exact.trace)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from pathlib import Path
+
+from alignment_tests.harness.scratch import Scratch
 
 
 def folder_of(owner: object) -> Path:
     """A new folder, removed with its owner, or when the process ends."""
-    place = Path(tempfile.mkdtemp(prefix="sabotage-"))
-    weakref.finalize(owner, shutil.rmtree, place, ignore_errors=True)
-    return place
+    scratch = Scratch("sabotage")
+    weakref.finalize(owner, scratch.remove)
+    return scratch.path

@@ -40,7 +40,7 @@ test: setup ## Run ruff, mypy and pytest
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (minutes)
 	$(RUN) -m alignment_tests.demo --output-dir experiments/demo --lang $(LANGUAGE)

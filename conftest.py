@@ -14,6 +14,18 @@ pytest_plugins = [
     "alignment_tests.harness.sharding",
     "alignment_tests.bench.plugin",
 ]
+# The files that take minutes, longest first. pytest-xdist would begin with those that have most tests, and one worker
+# would be alone with the long ones at the end; ``--no-loadscope-reorder`` keeps it from doing so.
+LONG_FILES = (
+    *("test_training.py", "test_train_cli.py", "test_model.py", "test_optimizer.py", "test_sabotage.py"),
+    *("test_mixed_precision.py", "test_variants.py", "test_training_faults.py", "test_assigners.py"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        places = {name: place for place, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,9 +32,11 @@ def run(arguments: Sequence[str] | None) -> int:
     own.add_argument("--steps", type=positive, default=10, help="how many (default: %(default)s)")
     own.add_argument("--free-running", action="store_true", help="also let both sides train on their own")
     options, known = options_from(own, arguments)
-    for name in ("amp", "distill", "resume"):
+    for name in ("amp", "resume"):
         if getattr(options, name):
-            raise RunError(f"`--{name}` is not for this command: it compares plain float64 and float32 steps")
+            raise RunError(
+                f"`--{name}` is not for this command: it compares float64 and float32 steps from the first weights"
+            )
     data = open_data(options)
     config = options.model_config(data.config.num_classes)
     drawn = chain.from_iterable(data.batches.epoch(epoch) for epoch in range(options.epochs))
@@ -58,6 +60,7 @@ def run(arguments: Sequence[str] | None) -> int:
             partial(make, "jt_impl"),
             batches,
             free_running=known.free_running,
+            taught_updates=config.solver.optimizer != "sgd",
             title=f"first {known.steps} training steps of {config.name}",
             settings={"data": str(options.data), "image size": options.image_size, "batch size": options.batch_size},
             notify=Console(stderr=True).print,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -160,3 +161,14 @@ def test_a_hook_in_the_chain_is_called(where: int) -> None:
         made[where].register_forward_hook(lambda module, inputs, output: seen.append(output.numpy()))
         assert np.array_equal(chained(jt.array(x), *made).numpy(), wanted)
     assert len(seen) == 1
+
+
+def test_images_of_more_sizes_than_are_kept_give_the_same() -> None:
+    """Primitives are made anew then: those of an earlier size, in memory that was given back, must not be used."""
+    made, most = layer(1, 16, 3), int(re.findall(r"MOST = (\d+)", convolution.HEADER)[0])
+    sizes = [(1, 1, 4 + number // 40, 4 + number % 40) for number in range(most + 3)]
+    first = {size: run(made, *arrays(size)) for size in sizes[:3]}
+    for size in sizes[3:]:
+        run(made, *arrays(size))
+    for size, expected in first.items():
+        assert np.array_equal(run(made, *arrays(size)), expected)

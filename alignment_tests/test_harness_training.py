@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alignment_tests.harness import Report
 from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.compare import compare_arrays
-from alignment_tests.harness.step_judge import PHASES, ancestors, causal_order
+from alignment_tests.harness.step_judge import PHASES, ancestors, causal_order, magnitudes
 from alignment_tests.harness.training import align_training
 from fixtures.seeded import uniform
 
@@ -197,6 +197,23 @@ def test_weights_that_are_zero_by_structure_are_judged_by_their_neighbours(
     row = next(r for r in report.rows if r.name == "parameter/second.conv.bias")
     assert row.verdict == verdict
     assert "zero by structure" in row.reason
+
+
+@pytest.mark.parametrize("slot", ["", "first/"])
+@pytest.mark.parametrize(("momentum", "beside"), [(1e-20, 0.1), (1e-12, 1e-11)])
+def test_weights_that_only_rounding_moved_stand_beside_the_largest_around_them(
+    momentum: float, beside: float, slot: str
+) -> None:
+    """A norm that begins at zero has a weight of 1e-11 after a step: no scale for the rounding in its bias."""
+    values = {
+        f"momentum/{slot}block.norm.weight": 1e-4,
+        f"momentum/{slot}block.norm.bias": momentum,
+        "parameter/block.norm.weight": 1e-11,
+        "parameter/block.norm.bias": momentum / 10,
+        "parameter/block.conv.weight": 0.1,
+    }
+    oracle: Any = {name: np.array([value]) for name, value in values.items()}
+    assert magnitudes(oracle, 1e-11)[1]["parameter/block.norm.bias"] == beside
 
 
 def wrong_eps(trainee: ToyTrainee) -> None:

@@ -28,6 +28,7 @@ from alignment_tests.command_cases import (
     weights,
 )
 from converters.optimizer_state import read_training_state
+from fixtures.detections import NotFiniteError
 from fixtures.run_record import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,6 +224,24 @@ def test_train_cli_validation_counts_what_training_does_not_see(runs: dict[str, 
     assert found["data"]["train"]["checksum"] != found["data"]["val"]["checksum"]
 
 
+def test_train_cli_loses_no_epoch_to_predictions_that_are_not_finite(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_ref.train import TorchBackend
+
+    detect = TorchBackend.detect
+
+    def detect_after_the_first_epoch(self: Any, *arguments: Any) -> Any:
+        if self.position == STEPS:
+            raise NotFiniteError(0)
+        return detect(self, *arguments)
+
+    monkeypatch.setattr(TorchBackend, "detect", detect_after_the_first_epoch)
+    assert run("torch_ref", "train", training(data, tmp_path, "--val-interval", "1")) == 0
+    assert [epoch["ap"] is None for epoch in record(tmp_path)["epochs"]] == [True, False]
+    assert "epoch 1: no accuracy, since the predictions hold NaN or infinity" in (tmp_path / "train.log").read_text()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_train_cli_help_has_both_spellings(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(package, "train", ["--help"]) == 0
@@ -239,6 +258,18 @@ def test_steps_cli_compares_what_the_commands_would_train(data: Path, tmp_path: 
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["settings"]["steps"] == 2
     assert {row["verdict"] for row in report["rows"]} <= {"pass", "excused"}
+
+
+def test_steps_cli_compares_the_second_training_of_the_recipe(data: Path, tmp_path: Path) -> None:
+    """The teacher comes from the first one, by the command."""
+    from alignment_tests.steps import main
+
+    teacher = tmp_path / "teacher"
+    assert run("torch_ref", "train", training(data, teacher, "--fuse-ab", "--dfl", epochs=1)) == 0
+    words = training(data, tmp_path, "--steps", "2", "--distill", str(teacher / "last.safetensors"))
+    assert main(words) == 0
+    names = {row["name"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert {"assignment/teacher.scores", "assignment/teacher.distances", "loss/cls", "loss/dfl"} <= names
 
 
 @pytest.mark.parametrize("option", ["--amp", "--resume"])

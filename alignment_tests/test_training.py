@@ -15,7 +15,7 @@ from alignment_tests.harness.step_judge import PHASES
 from alignment_tests.harness.trainee import train_step
 from alignment_tests.harness.training import align_training
 from alignment_tests.trainees import GoldYoloTrainee, Run
-from fixtures.config import load_config
+from fixtures.config import GoldYoloConfig, load_config
 from fixtures.schedule import Schedule
 
 STEPS, BATCH, SIZE = 20, 2, (128, 128)
@@ -44,19 +44,43 @@ def test_training_is_aligned_over_twenty_steps(size: str, check_alignment: Calla
     check_alignment(report)
 
 
+TEACHER = load_config("gold_yolo_n", use_dfl=True, head="fuse_ab")
+
+
+def narrow(size: str) -> GoldYoloConfig:
+    """M or L with every layer that it has, at a quarter of L's width."""
+    config = load_config(f"gold_yolo_{size}")
+    factor = 0.25 / config.width
+    channels = tuple(int(count * factor) for count in config.neck.trans_channels)
+    transformer = replace(config.neck.transformer, dim=int(config.neck.transformer.dim * factor))
+    width = int(config.neck.low_fusion_in * factor)
+    neck = replace(config.neck, low_fusion_in=width, trans_channels=channels, transformer=transformer)
+    return replace(config, width=0.25, neck=neck)
+
+
 def variant(name: str) -> Run:
-    """N with another assigner or head."""
+    """N with another assigner, head or optimizer, or with a teacher; M and L at less than their width."""
     run = training_run("n")
+    if name in ("m", "l"):
+        return replace(run, config=narrow(name), fresh=True)
     if name == "atss":
         return replace(run, assigner="atss")
-    return replace(run, config=load_config("gold_yolo_n", use_dfl=True, head="fuse_ab"))
+    if name == "fuse_ab":
+        return replace(run, config=TEACHER)
+    if name == "distill":
+        return replace(run, config=load_config("gold_yolo_n", use_dfl=True, head="distill_ns"), teacher=TEACHER)
+    adamw = replace(run.config.solver, optimizer="adamw", lr0=1e-3)
+    # In the middle of warm-up, where no rate is zero and every step still updates.
+    return replace(
+        run, config=replace(run.config, solver=adamw), schedule=Schedule(adamw, 16, 400, 300), first_step=300
+    )
 
 
-@pytest.mark.parametrize("name", ["atss", "fuse_ab"])
+@pytest.mark.parametrize("name", ["atss", "fuse_ab", "distill", "adamw", "m", "l"])
 def test_training_variants_are_aligned(name: str, check_alignment: Callable[[Report], None]) -> None:
-    """Two steps in float64."""
+    """Two steps, in float64 and float32."""
     batches, _ = training_batches(2, BATCH, SIZE)
-    settings: dict[str, Any] = {"precisions": ("float64",), "deep_steps": (), "free_running": False}
+    settings: dict[str, Any] = {"deep_steps": (), "free_running": False, "taught_updates": name == "adamw"}
     check_alignment(align_training(*variant(name).makers(), batches, title=f"training {name}", **settings))
 
 

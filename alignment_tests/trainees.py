@@ -20,7 +20,7 @@ from fixtures.seeded import initial_state, seeded_state
 
 Array = npt.NDArray[Any]
 BRANCHES = ("", "anchored.")  # of the anchor-aided head's pair of assignments
-DECIDED = ("foreground", "labels")  # first, so that the values that hang on them can be compared knowingly
+TAUGHT = ("teacher.scores", "teacher.distances")  # beside the assignment: the other part of what is to be learned
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Run:
         amp: mixed precision in place of float32.
         fresh: weights as a constructor draws them, but for predictions, which it sets to zero; else ``seeded_state``.
         loss_scale: exponent of two that mixed precision starts from.
+        teacher: of self-distillation, in the form that it was trained in; its weights are seeded by ``seed`` + 1.
     """
 
     config: GoldYoloConfig
@@ -58,6 +59,7 @@ class Run:
     amp: bool = False
     fresh: bool = False
     loss_scale: int = 16
+    teacher: GoldYoloConfig | None = None
 
     def trainee(self, package: str, precision: str) -> GoldYoloTrainee:
         """A new one, with seeded weights."""
@@ -73,6 +75,7 @@ class Run:
             assigner=self.assigner,
             seed=self.seed,
             amp=self.amp and precision == "float32",
+            teacher=self.taught_by(module, precision),
         )
         trainee = GoldYoloTrainee(trainer, precision)
         start = trainer.state()
@@ -80,6 +83,15 @@ class Run:
         position["loss_scale"] = self.loss_scale
         trainer.load_state(replace(start, position=position))
         return trainee
+
+    def taught_by(self, module: Any, precision: str) -> Any:
+        """The teacher, if there is one."""
+        if self.teacher is None:
+            return None
+        teacher = module.build_model(self.teacher, precision)
+        shapes = {name: array.shape for name, array in converters.read_state(teacher).items()}
+        converters.load_into(teacher, seeded_state(shapes, self.seed + 1))
+        return teacher
 
     def weights(self, built: Mapping[str, Array]) -> dict[str, Array]:
         """The first ones, by state key."""
@@ -95,7 +107,7 @@ class Run:
 
 
 class GoldYoloTrainee:
-    """See ``alignment_tests.harness.training.Trainee``."""
+    """See ``alignment_tests.harness.trainee.Trainee``."""
 
     def __init__(self, trainer: Any, precision: str) -> None:
         self.trainer, self.model, self.precision = trainer, trainer.model, precision
@@ -111,8 +123,8 @@ class GoldYoloTrainee:
         return self.trainer.forward(batch.images)
 
     def assign(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Labels and boxes are zeroed where they mean nothing."""
-        made = self.trainer.loss.assign(outputs, batch.targets, self.trainer.assigner)
+        """Labels and boxes are zeroed where they mean nothing. What a teacher says stands beside them."""
+        made = self.trainer.assign(outputs, batch.targets)
         named = {}
         for prefix, assignment in zip(BRANCHES, made if isinstance(made, tuple) else (made,), strict=False):
             foreground = assignment.foreground
@@ -120,6 +132,8 @@ class GoldYoloTrainee:
             named[f"{prefix}labels"] = self.masked(assignment.labels, foreground)
             named[f"{prefix}boxes"] = self.masked(assignment.boxes, foreground.unsqueeze(-1))
             named[f"{prefix}scores"] = assignment.scores
+        if self.trainer.teacher is not None:
+            named |= zip(TAUGHT, self.trainer.teach(batch.images)[-2:], strict=True)
         return named
 
     def masked(self, values: Any, mask: Any) -> Any:
@@ -138,7 +152,8 @@ class GoldYoloTrainee:
             if f"{prefix}labels" in tensors
         ]
         given = made[0] if len(made) == 1 else tuple(made)
-        losses = self.trainer.loss(outputs, batch.targets, self.trainer.assigner, given)
+        taught = (None, *(tensors[name] for name in TAUGHT)) if TAUGHT[0] in tensors else None
+        losses = self.trainer.losses(outputs, batch.images, batch.targets, given, taught)
         return {f.name: getattr(losses, f.name) for f in fields(losses)}
 
     def tensor(self, value: Any) -> Any:
@@ -225,7 +240,7 @@ class GoldYoloTrainee:
 
         loss = self.trainer.loss
         if not hasattr(loss, "branches"):
-            return [("", loss, outputs, TAL_TOPK)]
+            return [("", getattr(loss, "detection", loss), outputs, TAL_TOPK)]
         free, anchored = loss.branches(outputs)
         return [("", loss.free, free, TAL_TOPK), ("anchored.", loss.anchored, anchored, ANCHORED_TOPK)]
 

@@ -150,6 +150,10 @@ static inline uint64_t fingerprint(const float* weights, int64_t count) {
     return all ? all : 1;
 }
 
+// Primitives that one kernel keeps, of about 0.15 MB each: images of many sizes must not fill the memory. A network has
+// some forty shapes for one size of images.
+static const size_t MOST = 1024;
+
 // Reordered weights stand behind their fingerprint, on a cache line of their own.
 static const int START = 16;
 
@@ -169,7 +173,10 @@ RUN = f"""{SHAPE}
     using namespace kept;
     static std::map<Shape, Convolution> known;
     auto found = known.find(shape);
-    if (found == known.end()) found = known.emplace(shape, Convolution(shape)).first;
+    if (found == known.end()) {{
+        if (known.size() == MOST) known.clear();
+        found = known.emplace(shape, Convolution(shape)).first;
+    }}
     auto& c = found->second;
     // Weights that take up more than was set aside are reordered in every call.
     const size_t bytes = c.weights.get_desc().get_size();

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fixtures.detections import CLASS_OFFSET, COLUMNS, Suppression, not_finite, suppression
+from fixtures.detections import CLASS_OFFSET, COLUMNS, NotFiniteError, Suppression, suppression
 from jt_impl import kernels
 from jt_impl.layers import Var, to_var
 from jt_impl.runtime import jittor as jt
@@ -223,7 +223,7 @@ def non_max_suppression(
         Per image (M, 6): x1, y1, x2, y2, score, class, in the dtype of ``predictions``.
 
     Raises:
-        ValueError: an argument is out of its range, or a prediction is not finite.
+        ValueError: an argument is out of its range; ``NotFiniteError`` if a prediction is not finite.
     """
     settings = suppression(
         predictions.shape,
@@ -239,7 +239,7 @@ def non_max_suppression(
         return [to_var(np.zeros((0, len(COLUMNS))), predictions) for _ in range(predictions.shape[0])]
     kept, counts = jt.fetch_sync(list(suppress(predictions, settings)))
     if (counts < 0).any():
-        raise not_finite(int(np.argmax(counts < 0)))
+        raise NotFiniteError(int(np.argmax(counts < 0)))
     return [to_var(rows[:count], predictions) for rows, count in zip(kept, counts.tolist(), strict=True)]
 
 

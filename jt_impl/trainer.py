@@ -68,7 +68,7 @@ class Trainer:
         loss_scale: what the loss is scaled by in mixed precision, else None.
 
     Raises:
-        ValueError: ``amp`` is asked for a model in float64.
+        ValueError: ``amp`` is asked for a model in float64, or an assigner of a training with a teacher.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Trainer:
     ) -> None:
         if amp and is_double(model.parameters()[0]):
             raise ValueError("`amp` needs a model in float32. Received: one in float64")
+        if teacher is not None and assigner != "tal":
+            raise ValueError(f"`assigner` must be 'tal' in self-distillation. Received: {assigner!r}")
         model.train()
         self.model = model
         self.config, self.schedule, self.assigner = config, schedule, assigner
@@ -141,13 +143,33 @@ class Trainer:
         """What the model's modules run in: mixed precision, or nothing."""
         return mixed.autocast() if self.loss_scale else nullcontext()
 
-    def losses(self, outputs: Any, images: Array, targets: Any) -> Any:
-        """Weighted loss terms of a batch, by the boxes and, where there is one, by the teacher."""
-        if self.teacher is None:
-            return self.loss(outputs, targets, self.assigner)
+    def assign(self, outputs: Any, targets: Any) -> Any:
+        """Which anchor learns which box: one assignment, or a pair of the anchor-aided head's."""
+        given = () if self.teacher is not None else (self.assigner,)
+        return self.loss.assign(outputs, targets, *given)
+
+    def teach(self, images: Array) -> Any:
+        """Outputs of the teacher for images as in ``forward``, without gradients."""
+        assert self.teacher is not None
         self._teacher_draws = 0
         taught, _ = teach(self.teacher, self._var(images))
-        return self.loss(outputs, taught, targets, self.step_number // self.schedule.steps_per_epoch)
+        return taught
+
+    def losses(self, outputs: Any, images: Array, targets: Any, assignment: Any = None, taught: Any = None) -> Any:
+        """Weighted loss terms of a batch, by the boxes and, where there is one, by the teacher.
+
+        Args:
+            outputs: of ``forward``.
+            images: (N, 3, H, W) in 0..1, for the teacher.
+            targets: (M, 6) rows: image, class, cx, cy, w, h in 0..1.
+            assignment: use this one in place of ``assign``.
+            taught: use these in place of ``teach``.
+        """
+        if self.teacher is None:
+            return self.loss(outputs, targets, self.assigner, assignment)
+        taught = self.teach(images) if taught is None else taught
+        epoch = self.step_number // self.schedule.steps_per_epoch
+        return self.loss(outputs, taught, targets, epoch, assignment=assignment)
 
     def backward(self, total: Var, extra: Sequence[Var] = ()) -> tuple[dict[str, Var], list[Var]]:
         """Gradients of ``total`` by every trainable parameter and by the extra tensors, in one pass.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from fixtures.detections import CLASS_OFFSET, Suppression, not_finite, suppression
+from fixtures.detections import CLASS_OFFSET, NotFiniteError, Suppression, suppression
 from torch_ref.boxes import cxcywh_to_xyxy
 
 GROWTH = 4
@@ -41,7 +41,7 @@ def non_max_suppression(
         Per image (M, 6): x1, y1, x2, y2, score, class, in the dtype and on the device of ``predictions``.
 
     Raises:
-        ValueError: an argument is out of its range, or a prediction is not finite.
+        ValueError: an argument is out of its range; ``NotFiniteError`` if a prediction is not finite.
     """
     dtype = str(predictions.dtype).removeprefix("torch.")
     settings = suppression(
@@ -50,7 +50,7 @@ def non_max_suppression(
     predictions = predictions.detach()
     finite = torch.isfinite(predictions).flatten(1).all(1).tolist()
     if not all(finite):
-        raise not_finite(finite.index(False))
+        raise NotFiniteError(finite.index(False))
     return [suppress(candidates(image, settings), settings) for image in predictions]
 
 

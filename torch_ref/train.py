@@ -123,18 +123,18 @@ def make_trainer(
         accumulate=options.grad_accum,
         seed=options.seed,
         amp=options.amp,
-        teacher=None if options.distill is None else load_teacher(options.distill, device),
+        teacher=None if options.distill is None else load_teacher(options.distill, device, dtype),
     )
 
 
-def load_teacher(path: Path, device: torch.device) -> GoldYolo:
+def load_teacher(path: Path, device: torch.device, dtype: str = "float32") -> GoldYolo:
     """An anchor-aided model, or a plain one with distributions, from its weights.
 
     Raises:
         CheckpointError: the weights are not of a known model.
     """
     checkpoint = read_weights(path)
-    teacher = build_model(checkpoint.model_config())
+    teacher = build_model(checkpoint.model_config(), dtype)
     converters.load_into(teacher, checkpoint.state)
     return teacher.to(device)
 

@@ -100,7 +100,7 @@ class StepJudge:
         self.names.update(dict.fromkeys(n for n in reference if not n.startswith("input/")))
         if len(reference.calls) > len(self.calls):
             self.calls = reference.calls
-        self._peaks, self._neighbours = magnitudes(oracle)
+        self._peaks, self._neighbours = magnitudes(oracle, self.budget.structural_zero)
         self._errors = {}
         if precision == "float32":
             self._note_errors(reference, oracle)
@@ -348,11 +348,13 @@ class StepJudge:
         )
 
 
-def magnitudes(oracle: Trace) -> tuple[dict[str, float], dict[str, float]]:
+def magnitudes(oracle: Trace, share: float) -> tuple[dict[str, float], dict[str, float]]:
     """For each name of a phase with structural zeros: its largest magnitude, and that among the arrays beside it.
 
     Beside a parameter's gradient stand the gradients of the same module, then those of the module around it; beside an
-    activation's gradient those of the same module's other outputs and of the module around it.
+    activation's gradient those of the same module's other outputs and of the module around it. Weights that got nothing
+    but rounding (``share`` of the momentum beside theirs) stand beside the largest of both: a norm that begins at zero
+    has weights as small as they are, and moves at another rate.
     """
     peaks = {}
     for name in oracle:
@@ -363,12 +365,22 @@ def magnitudes(oracle: Trace) -> tuple[dict[str, float], dict[str, float]]:
     for name, peak in peaks.items():
         for path in ancestors(name):
             groups[phase_of(name), path] = max(groups.get((phase_of(name), path), 0.0), peak)
-    return peaks, {
+    beside = {
         name: next(
             (groups[phase_of(name), path] for path in ancestors(name) if groups[phase_of(name), path] > peak), peak
         )
         for name, peak in peaks.items()
     }
+    unmoved = {weight_of(n) for n, p in peaks.items() if phase_of(n) == "momentum" and p <= share * beside[n]}
+    for name in peaks:
+        if phase_of(name) in ("parameter", "ema") and weight_of(name) in unmoved:
+            beside[name] = max(groups[phase_of(name), path] for path in ancestors(name))
+    return peaks, beside
+
+
+def weight_of(name: str) -> str:
+    """The parameter that an array of it belongs to; optimizers with several slots name them ``momentum/slot/...``."""
+    return name.rsplit("/", 1)[-1]
 
 
 def ancestors(name: str) -> list[str]:

@@ -10,60 +10,24 @@ The core knows no trainer. A side is a ``Trainee``: a model with the phases of a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from alignment_tests.harness.adapters import Adapter, Array, Scope, adapter_for
+from alignment_tests.harness.adapters import Array, adapter_for
+from alignment_tests.harness.backward import leaf_calls, loss_alone, pulled_back, upstream_of
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
-from alignment_tests.harness.capture import Recorder, Sink
 from alignment_tests.harness.experiment import Notify, same_values
 from alignment_tests.harness.free_runs import FreeRuns
 from alignment_tests.harness.judge import PRECISIONS
 from alignment_tests.harness.report import Report
 from alignment_tests.harness.scratch import Scratch
-from alignment_tests.harness.step_judge import LOSS, StepJudge, first_cause
-from alignment_tests.harness.trace import Call, Trace, TraceWriter
+from alignment_tests.harness.step_judge import StepJudge, first_cause
+from alignment_tests.harness.step_recording import Recording, gradients_of, perform, record_step
+from alignment_tests.harness.trace import Call, Trace
 from alignment_tests.harness.trainee import Make, Trainee
-from alignment_tests.harness.tree import is_plain, unflatten
-
-STATE_PHASES = ("momentum", "parameter", "buffer", "ema")
-
-
-@dataclass
-class Recording:
-    """What later parts of the comparison need of a recorded step."""
-
-    trace: Trace
-    outputs: Any
-    assignment: dict[str, Array] = field(default_factory=dict)
-    gradients: dict[str, Array] = field(default_factory=dict)
-
-
-class GradientRecorder(Recorder):
-    """Also keeps the activations that have gradients, each tensor once, and the names that stand for it."""
-
-    def __init__(self, adapter: Adapter, sink: Sink, *, with_inputs: bool) -> None:
-        super().__init__(adapter, sink, with_inputs=with_inputs)
-        self.tensors: dict[str, Any] = {}
-        self.aliases: dict[str, str] = {}  # name -> name under which the same tensor is kept
-        self._kept: dict[tuple[Any, ...], str] = {}
-
-    def _record(self, name: str, tensor: Any) -> None:
-        super()._record(name, tensor)
-        if not name.startswith("activation/") or not self.adapter.trainable(tensor):
-            return
-        first = self._kept.setdefault(self.adapter.key(tensor), name)
-        if first == name:
-            self.tensors[name] = tensor
-        else:
-            self.aliases[name] = first
+from alignment_tests.harness.tree import is_plain
 
 
 def align_training(
@@ -76,6 +40,7 @@ def align_training(
     isolated: bool = True,
     free_running: bool = True,
     fused_rounding: bool = False,
+    taught_updates: bool = False,
     budget: Budget = DEFAULT_BUDGET,
     excused: Mapping[str, str] | None = None,
     title: str = "training",
@@ -95,6 +60,9 @@ def align_training(
         free_running: also train both sides on their own and compare the drift.
         fused_rounding: a framework rounds what it fuses into one kernel once (half precision on Jittor's CPU): hooks,
             which keep operations apart, then change results, and the report only tells by how much.
+        taught_updates: the candidate updates with the reference's gradients in float64 too, as it does in float32. For
+            optimizers that divide every gradient by its own size (Adam): there, an element that is nearly zero moves as
+            far as any other, by whatever its rounding says.
         budget: the limits.
         excused: pattern on names -> reason.
         title: heading of the report.
@@ -108,7 +76,9 @@ def align_training(
         raise ValueError("`batches` must hold at least one. Received: none")
     if not precisions or set(precisions) - set(PRECISIONS):
         raise ValueError(f"`precisions` must be one or both of {PRECISIONS}. Received: {precisions}")
-    run = Experiment(reference, candidate, precisions, StepJudge(budget, excused), isolated, fused_rounding)
+    run = Experiment(
+        reference, candidate, precisions, StepJudge(budget, excused), isolated, fused_rounding, taught_updates
+    )
     free = None
     if free_running:
         free = FreeRuns(reference, candidate, precisions, run.references["float64"].state())
@@ -143,9 +113,10 @@ class Experiment:
         judge: StepJudge,
         isolated: bool,
         fused_rounding: bool,
+        taught_updates: bool,
     ) -> None:
         self.precisions, self.judge = precisions, judge
-        self.isolated, self.fused_rounding = isolated, fused_rounding
+        self.isolated, self.fused_rounding, self.taught_updates = isolated, fused_rounding, taught_updates
         self.references = {precision: reference(precision) for precision in PRECISIONS}
         self.candidates = {precision: candidate(precision) for precision in precisions}
         # Follows the float32 reference: one float64 step from each of its states.
@@ -183,7 +154,15 @@ class Experiment:
                     if precision == "float32"
                     else self.judge
                 )
-                perform(candidate, batch, sink, deep=deep, taught=recording if precision == "float32" else None)
+                single = precision == "float32"
+                perform(
+                    candidate,
+                    batch,
+                    sink,
+                    deep=deep,
+                    assignment=recording.assignment if single else None,
+                    gradients=recording.gradients if single or self.taught_updates else None,
+                )
                 self.judge.end()
                 if deep:
                     self.check_hooks("candidate", candidate, before, batch, precision)
@@ -302,166 +281,6 @@ class DecisionSink:
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
         self.judge.alias(name, existing, values)
-
-
-def perform(
-    trainee: Trainee, batch: Any, sink: Sink, *, deep: bool, taught: Recording | None = None, with_inputs: bool = False
-) -> tuple[list[Call], Recording]:
-    """One step, phase by phase, every array to the sink. ``taught`` gives assignment and gradients of the reference."""
-    adapter = adapter_for(trainee.model)
-    recorder = GradientRecorder(adapter, sink, with_inputs=with_inputs)
-    with watching(adapter, trainee.model, recorder if deep else None):
-        outputs = trainee.forward(batch)
-    own = trainee.assign(outputs, batch)
-    kept = Recording(Trace(Path()), outputs)
-    for name, tensor in own.items():
-        kept.assignment[name] = np.array(adapter.to_numpy(tensor))
-        sink.put(f"assignment/{name}", kept.assignment[name])
-    terms = trainee.losses(outputs, batch, own if taught is None else taught.assignment)
-    for name, tensor in total_last(terms).items():
-        sink.put(f"loss/{name}", np.array(adapter.to_numpy(tensor)).reshape(1))
-    gradients, extra = trainee.backward(terms["total"], list(recorder.tensors.values()))
-    by_name = dict(zip(recorder.tensors, extra, strict=True))
-    for name, tensor in by_name.items():
-        sink.put(as_gradient(name), adapter.to_numpy(tensor))
-    for name, first in recorder.aliases.items():
-        sink.alias(as_gradient(name), as_gradient(first), partial(adapter.to_numpy, by_name[first]))
-    for name, tensor in gradients.items():
-        kept.gradients[name] = np.array(adapter.to_numpy(tensor))
-        sink.put(f"grad_parameter/{name}", kept.gradients[name])
-    trainee.update(None if taught is None else taught.gradients)
-    for name, array in trainee.state().items():
-        if name.split("/", 1)[0] in STATE_PHASES:
-            sink.put(name, array)
-    return recorder.calls, kept
-
-
-def total_last(terms: Mapping[str, Any]) -> dict[str, Any]:
-    """Loss terms before their total: a wrong term is the cause, a wrong total its effect."""
-    return {name: terms[name] for name in sorted(terms, key=lambda name: name == "total")}
-
-
-def record_step(
-    trainee: Trainee, batch: Any, folder: Path, *, deep: bool, taught: Recording | None = None
-) -> Recording:
-    """One step of the reference (or the oracle), on disk."""
-    with TraceWriter(folder) as writer:
-        calls, kept = perform(trainee, batch, writer, deep=deep, taught=taught, with_inputs=deep)
-        writer.trace.calls.extend(calls)
-    kept.trace = writer.trace
-    return kept
-
-
-@contextmanager
-def watching(adapter: Adapter, model: Any, recorder: Recorder | None) -> Iterator[None]:
-    if recorder is None:
-        yield
-        return
-    with adapter.hooks(adapter.modules(model), recorder.before, recorder.after):
-        yield
-
-
-class Nowhere:
-    """A sink that drops everything."""
-
-    def put(self, name: str, array: Array) -> None: ...
-
-    def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None: ...
-
-
-def gradients_of(trainee: Trainee, batch: Any, *, observed: bool) -> dict[str, Array]:
-    """Total loss and gradients of one step that is not finished, with every module watched or none."""
-    adapter = adapter_for(trainee.model)
-    recorder = GradientRecorder(adapter, Nowhere(), with_inputs=False)
-    with watching(adapter, trainee.model, recorder if observed else None):
-        outputs = trainee.forward(batch)
-    terms = trainee.losses(outputs, batch, trainee.assign(outputs, batch))
-    gradients, _ = trainee.backward(terms["total"], list(recorder.tensors.values()))
-    arrays = {name: np.array(adapter.to_numpy(tensor)) for name, tensor in gradients.items()}
-    return {"loss": np.array(adapter.to_numpy(terms["total"])), **arrays}
-
-
-def as_gradient(name: str) -> str:
-    return f"grad_{name}"
-
-
-def upstream_of(trace: Trace, call: Call) -> dict[str, Array]:
-    """Recorded gradients by the outputs of a call, by slot; empty where none came."""
-    prefix = f"grad_activation/{call.name}/"
-    return {name.removeprefix(prefix): trace[name] for name in trace if name.startswith(prefix)}
-
-
-def pulled_back(
-    adapter: Adapter,
-    module: Any,
-    trace: Trace,
-    call: Call,
-    upstream: Mapping[str, Array],
-    precision: str | None,
-    scope: Scope,
-) -> dict[str, Array]:
-    """Gradients of one call alone, under the names of their rows; None leaves the recorded arrays in their precision.
-
-    Gradients by half-precision arrays are scaled by a power of two on their way, as the scaled loss does for a step.
-    """
-    prefix = f"input/{call.name}/"
-    inputs = {name.removeprefix(prefix): trace[name] for name in trace if name.startswith(prefix)}
-    half = any(array.dtype == np.float16 for array in inputs.values())
-    factor = power_of_two_below(max(float(np.abs(a).max()) for a in upstream.values())) if half else 1.0
-
-    def leaf(slot: str) -> Any:
-        array = inputs[slot]
-        return adapter.from_numpy(array.astype(precision) if precision and array.dtype.kind == "f" else array)
-
-    def unscaled(array: Array) -> Array:
-        return array.astype(np.float32) * np.float32(factor) if array.dtype == np.float16 else array * factor
-
-    arguments = unflatten(call.arguments, leaf)
-    given = {slot: (array / factor).astype(precision or array.dtype) for slot, array in upstream.items()}
-    by_input, by_parameter = adapter.vjp(module, arguments, given, scope)
-    rows = {f"grad_activation/{call.name}/{slot}": array for slot, array in by_input.items()}
-    # Parameters of modules inside are judged where those modules run alone.
-    own = {name: array for name, array in by_parameter.items() if "." not in name}
-    rows |= {f"grad_parameter/{call.module}.{name}": array for name, array in own.items()}
-    return {name: unscaled(array) for name, array in rows.items()} if half else rows
-
-
-def power_of_two_below(value: float) -> float:
-    """The largest power of two that is not above; 1 for what has none."""
-    return 2.0 ** math.floor(math.log2(value)) if 0.0 < value < math.inf else 1.0
-
-
-def loss_alone(
-    trainee: Trainee, batch: Any, recording: Recording, precision: str | None, *, taught: bool
-) -> dict[str, Array]:
-    """Terms of the loss, and gradients by the recorded outputs of the model.
-
-    In float32 the recorded assignment is used. In float64 all sides decide alike, so each assigns for itself: a
-    gradient that leaks through the assigner would show.
-    """
-    adapter = adapter_for(trainee.model)
-    trace = recording.trace
-    root = next(call for call in trace.calls if call.module == "")
-    leaves = {}
-
-    def leaf(slot: str) -> Any:
-        array = trace[f"activation/{root.name}/{slot}"]
-        kind = precision or ("float32" if array.dtype == np.float16 else array.dtype)  # losses are never in half
-        leaves[slot] = adapter.variable(array.astype(kind) if array.dtype.kind == "f" else array)
-        return leaves[slot]
-
-    outputs = unflatten(root.output, leaf)
-    terms = trainee.losses(outputs, batch, recording.assignment if taught else trainee.assign(outputs, batch))
-    gradients = adapter.gradients(terms["total"], list(leaves.values()))
-    rows = {f"loss/{name}": np.array(adapter.to_numpy(term)).reshape(1) for name, term in total_last(terms).items()}
-    return rows | {f"grad_activation/{LOSS}/{slot}": grad for slot, grad in zip(leaves, gradients, strict=True)}
-
-
-def leaf_calls(calls: Sequence[Call]) -> set[str]:
-    """Calls of modules below which no other module was called."""
-    paths = {call.module for call in calls}
-    inner = {path.rsplit(".", count)[0] for path in paths for count in range(1, path.count(".") + 1)}
-    return {call.name for call in calls if call.module and call.module not in inner}
 
 
 def decision_noise(single: Trainee, oracle: Trainee, recording: Recording, exact: Recording, batch: Any) -> float:

@@ -24,12 +24,12 @@ SMALL: tuple[Size, ...] = ((4, 5), (5, 4), (3, 7), (6, 6), (8, 5), (7, 9))  # of
 BLOCKS: tuple[Size, ...] = ((12, 10), (7, 9), (16, 12), (20, 13))
 THREADS = (1, 2, 3, 4)
 TRAIN = ", training"
-# How often an experiment comes in a round of twenty-five.
+# How often an experiment comes in a round of twenty-six.
 ROUND = (
     *("backbone", "neck", "head", "head", "backbone, deploy form", "blocks of M and L", "activations", "assigner"),
     *SMALL_PARTS,
     *("backbone.stem" + TRAIN, "neck.Rep_p4" + TRAIN, "head" + TRAIN),
-    *("training step", "updates", "post-processing", "data", "conversion"),
+    *("training step", "training step with a teacher", "updates", "post-processing", "data", "conversion"),
 )
 
 

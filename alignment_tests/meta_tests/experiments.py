@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alignment_tests.meta_tests import (
+    faults_distill,
     faults_layers,
     faults_losses,
     faults_pipeline,
@@ -20,7 +21,7 @@ from alignment_tests.meta_tests.pipeline import PIPELINE
 from alignment_tests.meta_tests.runner import Experiment
 from alignment_tests.meta_tests.training import TRAINING
 
-FILES = (faults_layers, faults_weights, faults_wiring, faults_losses, faults_updates, faults_pipeline)
+FILES = (faults_layers, faults_weights, faults_wiring, faults_losses, faults_distill, faults_updates, faults_pipeline)
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     **{name: case.make for name, case in FORWARD.items()},
     **{name: case.make for name, case in TRAINING.items()},

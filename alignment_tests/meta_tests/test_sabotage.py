@@ -31,6 +31,7 @@ SAMPLE = {
     "head, training": ["levels of training concatenated backwards"],
     "blocks of M and L": ["learnt scale ignored"],
     "training step": ["eps of the metric", "sum over sides"],
+    "training step with a teacher": ["norms of the teacher in evaluation mode", "temperature not squared"],
     "updates": ["nesterov missing", "average one update late"],
     "updates by Adam": ["eps outside the correction"],
     "post-processing": ["classes not moved apart"],

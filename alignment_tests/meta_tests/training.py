@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests.harness.training import align_training, perform
+from alignment_tests.harness.step_recording import perform
+from alignment_tests.harness.training import align_training
 from alignment_tests.meta_tests.forward import CLASSES, Arrays, narrow_config
 from alignment_tests.meta_tests.outcome import Array, Outcome, of_report, plain_outcomes
 from alignment_tests.meta_tests.values import compared
@@ -85,12 +86,14 @@ class StepCase:
     assigner: str = "tal"
     head: str = "plain"
     iou: str = "siou"
+    taught: bool = False
 
     def make(self, seed: int = 0, size: tuple[int, int] = SIZE) -> Step:
         config = narrow_config(head=self.head)
         config = replace(config, loss=replace(config.loss, iou=self.iou))
         schedule = Schedule(config.solver, 64, STEPS_PER_EPOCH, 300)
         run = Run(config, size, BATCH, schedule, first_step=AFTER_WARMUP, assigner=self.assigner, seed=seed)
+        run = replace(run, teacher=narrow_config(head="fuse_ab") if self.taught else None)
         return Step(run, batch_of(seed, size), deep=self.deep)
 
 
@@ -171,6 +174,7 @@ TRAINING: dict[str, StepCase | UpdateCase] = {
     "training step, ATSS": StepCase(assigner="atss"),
     "training step, CIoU": StepCase(iou="ciou", deep=True),
     "training step, anchor-aided": StepCase(head="fuse_ab"),
+    "training step with a teacher": StepCase(head="distill_ns", taught=True),
     "updates": UpdateCase(),
     "updates, accumulated": UpdateCase(batch_size=32, steps=4),
     "updates in warm-up": UpdateCase(first_step=IN_WARMUP),

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-from alignment_tests.harness import digest, html, junit, plots, render
+from alignment_tests.harness import digest, html, junit, plot_depth, plot_steps, plots, render
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.report import Coverage, Detail, Divergence, Report, Row
@@ -561,19 +561,19 @@ def test_an_excused_row_is_not_called_within_budget() -> None:
 @pytest.mark.parametrize("error", [0.0, 1e-320, 1e300, math.inf, math.nan])
 def test_depth_plot_takes_any_number(error: float) -> None:
     rows = [row for i, e in enumerate((error, 1e-7)) for row in rows_of(f"m{i}", i, {"float32": e, "float64": e})]
-    plot = plots.error_along_depth(report_of(rows))
+    plot = plot_depth.error_along_depth(report_of(rows))
     assert plot is not None
     ET.fromstring(plot.svg)
 
 
 def test_depth_plot_says_where_zeros_are_drawn() -> None:
-    plot = plots.error_along_depth(report_of(rows_of("a", 0, {"float64": 0.0, "float32": 1e-7})))
+    plot = plot_depth.error_along_depth(report_of(rows_of("a", 0, {"float64": 0.0, "float32": 1e-7})))
     assert plot is not None
     assert "exact zeros are drawn on the lowest line" in plot.svg
 
 
 def test_depth_plot_marks_the_first_divergence() -> None:
-    plot = plots.error_along_depth(sample("diverged"))
+    plot = plot_depth.error_along_depth(sample("diverged"))
     assert plot is not None
     assert "first divergence: neck.bad.bn" in plot.svg
 
@@ -710,18 +710,18 @@ def test_gradients_that_inform_only_do_not_drift() -> None:
 
 
 def test_plots_by_step_are_drawn_only_of_training() -> None:
-    assert plots.loss_by_step(sample("aligned")) is plots.drift_by_step(sample("aligned")) is None
+    assert plot_steps.loss_by_step(sample("aligned")) is plot_steps.drift_by_step(sample("aligned")) is None
 
 
 def test_loss_plot_names_every_curve() -> None:
-    plot = plots.loss_by_step(sample("training"))
+    plot = plot_steps.loss_by_step(sample("training"))
     assert plot is not None
     assert all(f"{side} {kind}" in plot.svg for side in ("reference", "candidate") for kind in ("float64", "float32"))
     assert "reference float64 4 to 2.5" in plot.alt
 
 
 def test_drift_plot_shows_the_limit_and_what_is_beyond() -> None:
-    good, bad = plots.drift_by_step(sample("training")), plots.drift_by_step(sample("wrong backward"))
+    good, bad = plot_steps.drift_by_step(sample("training")), plot_steps.drift_by_step(sample("wrong backward"))
     assert good is not None
     assert bad is not None
     assert "limit: 16 x the reference" in good.svg
@@ -735,6 +735,6 @@ def test_drift_plot_shows_the_limit_and_what_is_beyond() -> None:
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_plots_by_step_take_curves_without_numbers(value: float) -> None:
     report = training_report(curves=dict.fromkeys(CURVES, (value,)))
-    for plot in (plots.loss_by_step(report), plots.drift_by_step(report)):
+    for plot in (plot_steps.loss_by_step(report), plot_steps.drift_by_step(report)):
         assert plot is not None
         ET.fromstring(plot.svg)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alignment_tests.harness import Report
 from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.compare import compare_arrays
-from alignment_tests.harness.step_judge import PHASES, ancestors, causal_order, magnitudes
+from alignment_tests.harness.phases import PHASES, ancestors, causal_order, magnitudes
 from alignment_tests.harness.training import align_training
 from fixtures.seeded import uniform
 

@@ -11,7 +11,7 @@ import pytest
 from alignment_tests.batches import training_batches
 from alignment_tests.harness import Report
 from alignment_tests.harness.free_runs import distance, parameters_of
-from alignment_tests.harness.step_judge import PHASES
+from alignment_tests.harness.phases import PHASES
 from alignment_tests.harness.trainee import train_step
 from alignment_tests.harness.training import align_training
 from alignment_tests.trainees import GoldYoloTrainee, Run

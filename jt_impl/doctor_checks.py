@@ -178,7 +178,8 @@ def check_cache_folder(home: Path) -> Check:
         return Check("cache folder", "fail", f"{place} is not writable", f"sudo chown -R $USER {place}")
     if free < 2:
         status: Literal["warn", "fail"] = "fail" if free < 0.3 else "warn"
-        return Check("cache folder", status, detail, f"free some space on the disk of {place} (2 GiB are enough)")
+        remedy = f"free some space on the disk of {place} (2 GiB are enough to align, the kernels of all tests take 4)"
+        return Check("cache folder", status, detail, remedy)
     config = Path.home() / ".cache" / "jittor" / "config.json"
     if home != config.parent and "JITTOR_HOME" not in os.environ:
         return Check("cache folder", "info", f"{detail}; {config} sends Jittor there", f"rm {config}   (if unwanted)")

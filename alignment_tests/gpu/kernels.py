@@ -27,8 +27,9 @@ def compile_for(precision: str) -> None:
 
     from alignment_tests import arithmetic
     from alignment_tests.harness.adapters import adapter_for
-    from alignment_tests.harness.experiment import Side, prepare, record_reference
+    from alignment_tests.harness.experiment import prepare, record_reference
     from alignment_tests.harness.scratch import Scratch
+    from alignment_tests.harness.side import Side
     from alignment_tests.pairs import make_pair
     from fixtures.config import load_config
     from fixtures.images import drawn_images

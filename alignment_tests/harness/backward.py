@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignment_tests.harness.adapters import Adapter, Array, Scope, adapter_for
-from alignment_tests.harness.step_judge import LOSS
+from alignment_tests.harness.phases import LOSS
 from alignment_tests.harness.step_recording import Recording, total_last
 from alignment_tests.harness.trace import Call, Trace
 from alignment_tests.harness.trainee import Trainee

@@ -13,8 +13,8 @@ import numpy as np
 
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.free_runs import limits
+from alignment_tests.harness.phases import GRADIENTS, LOSS, PHASES
 from alignment_tests.harness.report import Report, Row
-from alignment_tests.harness.step_judge import GRADIENTS, LOSS, PHASES
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORSE = 2.0  # an error that grows by more than this factor is drift

@@ -16,7 +16,9 @@ from alignment_tests.harness import digest
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.digest import Drift
 from alignment_tests.harness.free_runs import FREE_RUN_FACTOR
-from alignment_tests.harness.plots import Plot, all_plots, steps
+from alignment_tests.harness.plot_depth import steps
+from alignment_tests.harness.plot_style import Plot
+from alignment_tests.harness.plots import all_plots
 from alignment_tests.harness.report import Report, Row
 
 DEFAULT_LANGUAGE = "en"

@@ -18,20 +18,18 @@ from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.experiment import (
     Notify,
-    Side,
     environment,
     finish,
     hooks_fact,
-    isolated_oracle,
-    output_names,
     record,
     record_reference,
     root_outputs,
-    run_alone,
     same_values,
 )
+from alignment_tests.harness.isolated import isolated_oracle, output_names, run_alone
 from alignment_tests.harness.judge import PRECISIONS, Judge
 from alignment_tests.harness.report import Report, write_text_atomically
+from alignment_tests.harness.side import Side
 from alignment_tests.harness.trace import Trace, TraceWriter
 from alignment_tests.harness.tree import is_plain
 

@@ -21,38 +21,13 @@ from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.budget import Budget
 from alignment_tests.harness.compare import Comparison, compare_arrays
 from alignment_tests.harness.judge import EXCUSED, PRECISIONS
-from alignment_tests.harness.report import Coverage, Divergence, Row
+from alignment_tests.harness.phases import GRADIENTS, causal_order, magnitudes, module_of, phase_of
+from alignment_tests.harness.report import Coverage, Row
 from alignment_tests.harness.trace import Call, Trace
 
-# Cause before effect: within a step, what stands first explains what follows.
-PHASES = (
-    "activation",
-    "buffer",
-    "assignment",
-    "loss",
-    "grad_activation",
-    "grad_parameter",
-    "momentum",
-    "parameter",
-    "ema",
-)
-# Phases with entries that are zero by structure; weights too: a bias that begins at zero then holds rounding alone.
-STRUCTURAL = ("grad_activation", "grad_parameter", "momentum", "parameter", "ema")
-GRADIENTS = ("grad_activation", "grad_parameter")  # in float32 they pass kinks
 QUANTILES = (0.5, 0.9)
-LOSS = "loss#0"  # the loss as a module call: isolated, it is fed with the model's recorded outputs
 
 Key = tuple[str, str]  # name, precision
-
-
-def phase_of(name: str) -> str:
-    return name.split("/", 1)[0]
-
-
-def module_of(name: str) -> str:
-    """Module path of a row: ``grad_activation/backbone.stem#0/0`` and ``momentum/backbone.stem.weight`` alike."""
-    rest = name.split("/", 1)[1]
-    return rest.split("#")[0] if "#" in rest else rest.rpartition("/")[2].rpartition(".")[0]
 
 
 class StepJudge:
@@ -348,57 +323,6 @@ class StepJudge:
         )
 
 
-def magnitudes(oracle: Trace, share: float) -> tuple[dict[str, float], dict[str, float]]:
-    """For each name of a phase with structural zeros: its largest magnitude, and that among the arrays beside it.
-
-    Beside a parameter's gradient stand the gradients of the same module, then those of the module around it; beside an
-    activation's gradient those of the same module's other outputs and of the module around it. Weights that got nothing
-    but rounding (``share`` of the momentum beside theirs) stand beside the largest of both: a norm that begins at zero
-    has weights as small as they are, and moves at another rate.
-    """
-    peaks = {}
-    for name in oracle:
-        if phase_of(name) in STRUCTURAL and oracle[name].dtype.kind == "f":
-            array = oracle[name]
-            peaks[name] = float(np.abs(array).max()) if array.size and np.isfinite(array).all() else 0.0
-    groups: dict[tuple[str, str], float] = {}
-    for name, peak in peaks.items():
-        for path in ancestors(name):
-            groups[phase_of(name), path] = max(groups.get((phase_of(name), path), 0.0), peak)
-    beside = {
-        name: next(
-            (groups[phase_of(name), path] for path in ancestors(name) if groups[phase_of(name), path] > peak), peak
-        )
-        for name, peak in peaks.items()
-    }
-    unmoved = {weight_of(n) for n, p in peaks.items() if phase_of(n) == "momentum" and p <= share * beside[n]}
-    for name in peaks:
-        if phase_of(name) in ("parameter", "ema") and weight_of(name) in unmoved:
-            beside[name] = max(groups[phase_of(name), path] for path in ancestors(name))
-    return peaks, beside
-
-
-def weight_of(name: str) -> str:
-    """The parameter that an array of it belongs to; optimizers with several slots name them ``momentum/slot/...``."""
-    return name.rsplit("/", 1)[-1]
-
-
-def ancestors(name: str) -> list[str]:
-    """The module of a name and the one around it, innermost first."""
-    path = module_of(name)
-    return [path, path.rpartition(".")[0]]
-
-
-def causal_order(names: Mapping[str, None]) -> list[str]:
-    """Names by phase; gradients of activations backwards, since there the last module comes first."""
-    by_phase: dict[str, list[str]] = {phase: [] for phase in PHASES}
-    for name in names:
-        by_phase.setdefault(phase_of(name), []).append(name)
-    for phase in GRADIENTS:
-        by_phase[phase].reverse()
-    return [name for phase in by_phase for name in by_phase[phase]]
-
-
 def badness(comparison: Comparison) -> float:
     """Orders comparisons of one name: failures above passes, then by the share of the budget that was used."""
     if comparison.max_abs_error is None or not comparison.budget:
@@ -415,43 +339,3 @@ def excuse_decisions(comparison: Comparison, wrong: Array, margins: Array, limit
     if widest <= limit:
         return replace(comparison, passed=True, reason=f"{told}, under the proven float error {limit:.2g}")
     return replace(comparison, reason=f"{told}; the proven float error is {limit:.2g}")
-
-
-def first_cause(rows: tuple[Row, ...], calls: list[Call], missing: tuple[str, ...]) -> Divergence | None:
-    """The first row to blame, float64 before float32, causes before effects.
-
-    Among gradients a module that fails alone is blamed before what it spoils, and a container only if nothing that it
-    called fails: calls stand in the order in which they returned.
-    """
-    place = {call.name: number for number, call in enumerate(calls)}
-    for precision in ("float64", "float32"):
-        failing = [row for row in rows if row.precision == precision and row.verdict == "fail"]
-        for phase in (*PHASES[:4], "gradients", *PHASES[6:]):
-            here = [row for row in failing if row.phase == phase or (phase == "gradients" and row.phase in GRADIENTS)]
-            if not here:
-                continue
-            alone = [row for row in here if row.isolated is not None and not row.isolated.passed]
-            blamed = min(alone, key=lambda row: place.get(call_of(row), -1)) if alone else here[0]
-            return Divergence(
-                blamed.name, blamed.module, blamed.kind, precision, blamed.reason + hint(rows, blamed, here)
-            )
-    if missing:
-        return Divergence(missing[0], module_of(missing[0]), "", "", "the candidate has no such array")
-    return None
-
-
-def call_of(row: Row) -> str:
-    """Name of the call that a gradient row belongs to; parameters belong to the first call of their module."""
-    rest = row.name.split("/", 1)[1]
-    return rest.rsplit("/", 1)[0] if "#" in rest else f"{row.module}#0"
-
-
-def hint(rows: tuple[Row, ...], blamed: Row, failing: list[Row]) -> str:
-    """How the failure spreads over its phase: over all of it, or over one kind of name."""
-    phase = [row for row in rows if row.phase == blamed.phase and row.precision == blamed.precision]
-    wrong = [row for row in failing if row.phase == blamed.phase]
-    if len(wrong) < 3:
-        return ""
-    leaves = {row.name.rsplit(".", 1)[-1].split("/")[-1] for row in wrong}
-    kind = f", all of them named {next(iter(leaves))}" if len(leaves) == 1 and "#" not in blamed.name else ""
-    return f"; {len(wrong)} of {len(phase)} rows of the phase {blamed.phase} fail{kind}"

@@ -17,13 +17,14 @@ import numpy as np
 
 from alignment_tests.harness.adapters import Array, adapter_for
 from alignment_tests.harness.backward import leaf_calls, loss_alone, pulled_back, upstream_of
+from alignment_tests.harness.blame import first_cause
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.experiment import Notify, same_values
 from alignment_tests.harness.free_runs import FreeRuns
 from alignment_tests.harness.judge import PRECISIONS
 from alignment_tests.harness.report import Report
 from alignment_tests.harness.scratch import Scratch
-from alignment_tests.harness.step_judge import StepJudge, first_cause
+from alignment_tests.harness.step_judge import StepJudge
 from alignment_tests.harness.step_recording import Recording, gradients_of, perform, record_step
 from alignment_tests.harness.trace import Call, Trace
 from alignment_tests.harness.trainee import Make, Trainee

@@ -15,8 +15,9 @@ import converters
 import torch_ref
 from alignment_tests.harness.adapters import adapter_for
 from alignment_tests.harness.capture import run_recorded
-from alignment_tests.harness.experiment import Side, judged, record_reference
+from alignment_tests.harness.experiment import judged, record_reference
 from alignment_tests.harness.judge import PRECISIONS
+from alignment_tests.harness.side import Side
 from alignment_tests.meta_tests.folders import folder_of
 from alignment_tests.meta_tests.outcome import Array, Outcome, of_report, plain_outcomes
 from alignment_tests.pairs import Pair, make_pair, share_drop_path

@@ -6,7 +6,7 @@ CONFIG ?= gold_yolo_s
 SIZE ?= 640
 IMAGES ?=
 PYTEST_ARGS ?=
-# Processes that pytest spreads the suite over, each with up to 5 GB of memory; 0 is one, without pytest-xdist.
+# Processes that pytest spreads the suite over, each with up to 9 GB of memory, two together with 15; 0 is one, without pytest-xdist.
 WORKERS ?= 2
 LANGUAGE ?= en
 WHEELS ?= build/wheels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignment_tests.children import sheltered, stop
 from alignment_tests.harness.scratch import PREFIX, YOUNG_SECONDS, Scratch, remove_abandoned
 from alignment_tests.harness.trace import NoRoomError, TraceWriter
 
@@ -32,17 +32,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def owner_in(place: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A living process that holds a folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OWNER],
+def owner_in(place: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A living process that holds a folder, and the shell around it."""
+    shell = subprocess.Popen(
+        sheltered([sys.executable, "-c", OWNER]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
         env={**os.environ, "TMPDIR": str(place)},
     )
-    assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())
+    assert shell.stdout is not None
+    return shell, Path(shell.stdout.readline().decode().strip())
 
 
 def make_old(folder: Path) -> None:
@@ -71,14 +70,13 @@ def test_removing_twice_closes_nothing_of_others(place: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_not(place: Path) -> None:
-    process, folder = owner_in(place)
-    with process:
+    shell, folder = owner_in(place)
+    with shell:
         assert (folder / "arrays").stat().st_size == 1000
         make_old(folder)
         look_again(place)
         assert folder.exists()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        stop(shell)
         look_again(place)
         assert not folder.exists()
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jt_impl import kernels
+from jt_impl.functional import is_finite
 from jt_impl.runtime import jittor as jt
 
 CUDA = {"cuda_header": "", "cuda_src": "/* for another device */"}
+
+
+# Python writes a part of their kernels: docs/jittor_build.md, "Kernels that Python writes".
+WRITTEN_BY_PYTHON = ("isfinite", "isnan", "isinf", "isneginf", "isposinf", "searchsorted", "knn", "auto_parallel")
 
 
 def filled(value: int) -> Any:
@@ -39,3 +46,25 @@ def test_kernels_with_equal_text_for_cuda_stay_apart_after_a_hundred_thousand_op
     for _ in range(21):  # of 5000 that are not fused
         jt.sync([filled(1) for _ in range(5000)])
     assert [filled(value).numpy().tolist() for value in (1, 2)] == [[1.0] * 3, [2.0] * 3]
+
+
+@pytest.mark.parametrize("file", sorted(Path(kernels.__file__).parent.rglob("*.py")), ids=lambda file: file.name)
+def test_no_kernel_of_the_port_is_written_by_python(file: Path) -> None:
+    """An attribute of these names, of Jittor or of a Var; numpy's are of numpy."""
+    used = [
+        node.attr
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("np", "math"))
+    ]
+    assert not set(used) & set(WRITTEN_BY_PYTHON)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_what_is_finite(kind: str) -> None:
+    most = np.finfo(kind).max
+    values = np.array([0.0, -0.0, 1.5, most, -most, np.finfo(kind).tiny, np.inf, -np.inf, np.nan], kind)
+    make = jt.array64 if kind == "float64" else jt.array
+    found = is_finite(make(values))
+    assert found.numpy().tolist() == np.isfinite(values).tolist()
+    assert not bool(found.all().item())

@@ -53,6 +53,12 @@ def absolute(x: Var) -> Var:
     return jt.ternary(x > 0.0, x, jt.ternary(x < 0.0, -x, jt.zeros_like(x)))
 
 
+def is_finite(x: Var) -> Var:
+    """Whether each element is neither NaN nor infinite, as bool. Jittor's own has Python write its kernel, which kills
+    the process on Python 3.12 (docs/jittor_build.md)."""
+    return x - x == 0.0
+
+
 def log1p(x: Var) -> Var:
     """log(1 + x), exact for small x, for use without gradient.
 

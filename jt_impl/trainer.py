@@ -24,6 +24,7 @@ from fixtures.training_step import StepResult, check_finite, check_outputs
 from jt_impl import mixed
 from jt_impl.attention import DropPath
 from jt_impl.distill import build_distillation_loss, prepare_teacher, teach
+from jt_impl.functional import is_finite
 from jt_impl.layers import Var, is_double, to_var
 from jt_impl.losses import as_image_size, build_loss
 from jt_impl.model import GoldYolo
@@ -227,7 +228,7 @@ class Trainer:
             ValueError: ``targets`` is malformed.
         """
         outputs = self.forward(images)
-        finite = [jt.isfinite(output).all() for output in outputs[1:]]  # maximum and clamp would hide NaN from the loss
+        finite = [is_finite(output).all() for output in outputs[1:]]  # maximum and clamp would hide NaN from the loss
         losses = self.losses(outputs, images, targets)
         self.backward(losses.total)
         jt.sync_all()  # before any value is read, so that forward and backward are planned as a whole
@@ -310,7 +311,7 @@ class Trainer:
 
     @staticmethod
     def _all_finite(gradients: dict[str, Var]) -> bool:
-        flags = [jt.isfinite(gradient).all() for gradient in gradients.values()]
+        flags = [is_finite(gradient).all() for gradient in gradients.values()]
         return bool(jt.concat([flag.reshape(1) for flag in flags]).all().item())
 
     def _like(self) -> Var:

@@ -30,7 +30,8 @@ NO_NVCC = Cuda(driver=(13, 0), devices=("NVIDIA H100",), cudnn="libcudnn.so.9", 
 
 
 @pytest.mark.parametrize(
-    ("version", "status"), [((3, 9, 18), "fail"), ((3, 10, 0), "ok"), ((3, 12, 1), "ok"), ((3, 13, 0), "fail")]
+    ("version", "status"),
+    [((3, 9, 18), "fail"), ((3, 10, 0), "ok"), ((3, 11, 7), "ok"), ((3, 12, 1), "info"), ((3, 13, 0), "fail")],
 )
 def test_python(version: tuple[int, ...], status: str) -> None:
     assert doctor_checks.check_python(version).status == status

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignment_tests.cuda_trees import package_layout, place_nvcc, system_layout, touch
-from jt_impl import float64, postprocess, statistics
+from jt_impl import float64, functional, postprocess, statistics
 from jt_impl.cuda import home, toolkit
 from jt_impl.cuda.toolkit import MissingPartError
 from jt_impl.runtime import jittor
@@ -292,6 +292,8 @@ CALLS = """
         total_of<<<1, 512>>>(p, p, n);
         channel_sums<<<1, 512>>>(p, p, n, n);
         keep_best<<<1, 512>>>(p, d, b, n, 80, p, 300, i, p, i);
+        are_finite<unsigned short><<<1, 256>>>((unsigned short *)i, b, n, 0x7c00);
+        are_finite<unsigned int><<<1, 256>>>(p, b, n, 0x7f800000);
     }
     template void f(float *, double *, bool *, int *, long long);
     template void f(double *, double *, bool *, int *, long long);
@@ -301,8 +303,9 @@ CALLS = """
 
 def test_kernels_of_our_own_compile(real_home: Path, tmp_path: Path) -> None:
     channels = statistics.CUDA_CHANNEL_HEADER.removeprefix(statistics.CUDA_HEADER)
-    headers = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, channels, postprocess.CUDA_HEADER, CALLS]
-    compiled(real_home, tmp_path, "\n".join(headers), "-code=sm_90", "-c")
+    headers = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, channels, postprocess.CUDA_HEADER]
+    source = "\n".join([*headers, functional.CUDA_FINITE_HEADER, CALLS])
+    compiled(real_home, tmp_path, source, "-code=sm_90", "-c")
 
 
 CONVOLUTION = """

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from alignment_tests.units import signed
-from jt_impl import float64, postprocess, statistics
+from jt_impl import float64, functional, postprocess, statistics
 
 DEVICE = """
 #include <cmath>
@@ -83,6 +83,13 @@ void run_suppression(const float* rows, const double* settings, const bool* want
 }
 }
 """
+FINITE_ENTRIES = "".join(
+    f"""
+extern "C" void run_finite_{kind}(const {word}* x, bool* finite, number count) {{
+    launch(dim3((count + 255) / 256), dim3(256), [=] {{ are_finite<{word}>(x, finite, count, {mask}); }});
+}}"""
+    for kind, (word, mask) in functional.EXPONENTS.items()
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("device")
     channels = statistics.CUDA_CHANNEL_HEADER.removeprefix(statistics.CUDA_HEADER)
     ours = [float64.CUDA_HEADER, statistics.CUDA_TOTAL_HEADER, channels, postprocess.CUDA_HEADER]
-    source = "\n".join([DEVICE, *ours, ENTRIES])
+    ours.append(functional.CUDA_FINITE_HEADER)
+    source = "\n".join([DEVICE, *ours, ENTRIES, FINITE_ENTRIES])
     (folder / "kernels.cc").write_text(source, encoding="utf-8")
     flags = ["-std=c++17", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
     subprocess.run(["g++", *flags, str(folder / "kernels.cc"), "-o", str(folder / "kernels.so")], check=True)
@@ -145,6 +153,15 @@ def test_sums_of_channels_are_those_in_double(device: ctypes.CDLL) -> None:
     found = np.empty(3, np.float32)
     call(device.run_channels, x, found, 2, 3, 700)
     assert np.array_equal(found, x.astype(np.float64).sum((0, 2, 3)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_what_is_finite(device: ctypes.CDLL, kind: str) -> None:
+    info = np.finfo(kind)
+    x = np.array([0.0, info.max, -info.max, -info.smallest_subnormal, np.inf, -np.inf, np.nan] * 40, kind)
+    found = np.empty(280, bool)
+    call(device[f"run_finite_{kind}"], x, found, 280)
+    assert np.array_equal(found, np.isfinite(x))
 
 
 def test_suppression_keeps_what_the_cpu_keeps(device: ctypes.CDLL) -> None:

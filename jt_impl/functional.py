@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jt_impl import exponential
+from jt_impl import exponential, kernels
 from jt_impl.layers import constant, to_var
 from jt_impl.runtime import jittor as jt
 
@@ -53,10 +53,59 @@ def absolute(x: Var) -> Var:
     return jt.ternary(x > 0.0, x, jt.ternary(x < 0.0, -x, jt.zeros_like(x)))
 
 
+# Of each floating type: an unsigned integer of its size, and the bits of the exponent in it.
+EXPONENTS = {
+    "float16": ("unsigned short", "0x7c00"),
+    "bfloat16": ("unsigned short", "0x7f80"),
+    "float32": ("unsigned int", "0x7f800000"),
+    "float64": ("unsigned long long", "0x7ff0000000000000"),
+}
+# In one thread: all gradients of N took 8 ms, with threads that other processes had to share the cores with up to 400.
+FINITE = """
+    const int64 count = in0->num;
+    for (int64 i = 0; i < count; ++i) {
+        {word} bits;
+        std::memcpy(&bits, in0_p + i, sizeof bits);
+        out0_p[i] = (bits & {mask}) != {mask};
+    }
+"""
+CUDA_FINITE_HEADER = """
+#include <cstring>
+template <class Word, class T>
+static __global__ void are_finite(const T* x, bool* finite, long long count, Word mask) {
+    const long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    Word bits;
+    memcpy(&bits, x + i, sizeof bits);
+    finite[i] = (bits & mask) != mask;
+}
+"""
+CUDA_FINITE = """
+    if (in0->num) are_finite<{word}><<<(in0->num + 255) / 256, 256>>>(in0_p, out0_p, in0->num, {mask});
+"""
+
+
 def is_finite(x: Var) -> Var:
-    """Whether each element is neither NaN nor infinite, as bool. Jittor's own has Python write its kernel, which kills
-    the process on Python 3.12 (docs/jittor_build.md)."""
-    return x - x == 0.0
+    """Whether each element is neither NaN nor infinite, as bool, by the bits of its exponent.
+
+    A compiler that was given -Ofast, as Jittor's own default is, holds ``x - x == 0`` and C's ``isfinite`` to be true
+    always, and a check for NaN would be silent. Jittor's own ``isfinite`` has Python write its kernel, which kills the
+    process on Python 3.12 (docs/jittor_build.md).
+    """
+    if str(x.dtype) not in EXPONENTS:
+        return jt.ones(x.shape, "bool")
+    word, mask = EXPONENTS[str(x.dtype)]
+    sources = [source.replace("{word}", word).replace("{mask}", mask) for source in (FINITE, CUDA_FINITE)]
+    flat = kernels.code(
+        [x.numel()],
+        "bool",
+        [x.reshape(-1)],  # one kernel, whatever the number of dimensions
+        cpu_header="#include <cstring>\n",
+        cpu_src=sources[0],
+        cuda_header=CUDA_FINITE_HEADER,
+        cuda_src=sources[1],
+    )
+    return flat.reshape(x.shape)
 
 
 def log1p(x: Var) -> Var:

@@ -42,9 +42,10 @@ def compile_progress(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_golden() -> Path:
-    """Arrays and inventories recorded from the public implementation. They lie beside a checkout, never inside."""
-    folder = Path(__file__).resolve().parent.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"the golden data of the public implementation is not here: {folder}")
-    return folder
+def official_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of N that the public implementation wrote."""
+    from alignment_tests.recordings import restore_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "official_like_n.pt"
+    restore_checkpoint(path)
+    return path

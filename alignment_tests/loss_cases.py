@@ -1,4 +1,4 @@
-"""Inputs of losses and assigners: the recorded ones of the golden data, and boxes at the edges of what is allowed."""
+"""Inputs of losses and assigners: those of the recordings, and boxes at the edges of what is allowed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def loss_config(iou: str, use_dfl: bool, classes: int = CLASSES) -> GoldYoloConf
 
 @lru_cache(maxsize=4)
 def recorded_outputs(use_dfl: bool) -> tuple[Array, Array]:
-    """Scores (4, 2100, 10) and distances of the golden loss recordings (SPEC, section 6)."""
+    """Scores (4, 2100, 10) and distances of the recorded losses and assignments."""
     scores = 0.02 + 0.9 * uniform(101, BATCH * ANCHORS * CLASSES) ** 2
     sides = 4 * uniform(102, BATCH * ANCHORS * 68) - 2 if use_dfl else 0.3 + 3 * uniform(103, BATCH * ANCHORS * 4)
     shape = (BATCH, ANCHORS, -1)

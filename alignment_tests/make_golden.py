@@ -1,39 +1,22 @@
-"""``python -m alignment_tests.make_golden``: write fixtures/golden from ``torch_ref``.
+"""``python -m alignment_tests.make_golden``: write fixtures/golden/structure.json from ``torch_ref``.
 
-Run it only after ``pytest -k golden`` has passed beside the public recordings: what is written becomes the expectation.
+Run it only after ``pytest -k golden`` has passed: what is written becomes the expectation.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import torch_ref
-from alignment_tests.recordings import INPUTS, Variant, buffers, record, seeded_model, training_model
 from fixtures.config import config_names, load_config
-from fixtures.golden import FOLDER, OWN_SAMPLES, Summary, write_summaries
 from fixtures.structure import COUNTER, FORMS, GFLOPS_FORMS, TABLE, digests
 from torch_ref.info import conv_macs, entries
 
 # Convolutions over the gathered map of the high stage, whose size is rounded up.
 HIGH_STAGE = ("neck.high_IFM.", "neck.conv_1x1_n", "neck.Inject_n4.global_", "neck.Inject_n5.global_")
-OWN_SIZES = ("n", "s")
-TRAIN_SHAPE = (2, *INPUTS["small"][1:])
-
-
-def own_recording(size: str, mode: str) -> dict[str, Summary]:
-    """Every module's output at 128x160; in train mode also the running statistics after one pass."""
-    if mode == "eval":
-        return record(seeded_model(Variant(size)), INPUTS["small"], OWN_SAMPLES)
-    model = training_model(Variant(size))
-    return {**record(model, TRAIN_SHAPE, OWN_SAMPLES), **buffers(model)}
-
-
-def own_path(size: str, mode: str, folder: Path = FOLDER) -> Path:
-    return folder / f"{size}_{mode}.npz"
 
 
 def structure(name: str) -> dict[str, Any]:
@@ -59,13 +42,8 @@ def forms(name: str, classes: int) -> dict[str, torch_ref.GoldYolo]:
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for size in OWN_SIZES:
-        for mode in ("eval", "train"):
-            write_summaries(own_path(size, mode), own_recording(size, mode))
     TABLE.write_text(json.dumps({name: structure(name) for name in config_names()}, indent=1) + "\n", encoding="utf-8")
-    for path in sorted(FOLDER.iterdir()):
-        print(f"{path.stat().st_size:>8,} bytes  {path}")
+    print(TABLE)
 
 
 if __name__ == "__main__":

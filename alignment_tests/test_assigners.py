@@ -22,6 +22,7 @@ from alignment_tests.loss_cases import (
 )
 from alignment_tests.test_losses import BAR, recorded_targets
 from fixtures.anchors import CELL_SIZE, anchor_points, repeated_points
+from fixtures.golden import recorded_arrays
 from fixtures.targets import bucket, pad_targets
 from torch_ref.assigners import top_k
 
@@ -31,16 +32,16 @@ STRIDES = (8, 16, 32)
 @pytest.mark.parametrize("targets", ["std", "empty"])
 @pytest.mark.parametrize("form", ["dfl", "nodfl"])
 @pytest.mark.parametrize("assigner", ["tal", "atss"])
-def test_assigners_decide_as_recorded(shared_golden: Path, targets: str, form: str, assigner: str) -> None:
+def test_assigners_decide_as_recorded(targets: str, form: str, assigner: str) -> None:
     """Foreground, labels and boxes exactly, scores to 1e-9; what background anchors carry means nothing."""
     config, outputs = loss_config("giou", form == "dfl"), recorded_outputs(form == "dfl")
-    made = run_torch(config, outputs, recorded_targets(shared_golden)[targets], assigner, "float64").assignment
-    with np.load(shared_golden / "loss" / f"assign_{targets}_{form}_{assigner}_f64p.npz") as file:
-        foreground = file["fg_mask"].astype(bool)
-        np.testing.assert_array_equal(made["foreground"], foreground)
-        np.testing.assert_array_equal(made["labels"][foreground], file["target_labels"][foreground])
-        np.testing.assert_array_equal(made["boxes"][foreground], file["target_bboxes"][foreground])
-        assert np.abs(made["scores"] - file["target_scores"]).max() <= BAR
+    made = run_torch(config, outputs, recorded_targets()[targets], assigner, "float64").assignment
+    recorded, case = recorded_arrays("losses/assignments"), f"{targets}_{form}_{assigner}"
+    foreground = recorded[f"{case}_fg_mask"].astype(bool)
+    np.testing.assert_array_equal(made["foreground"], foreground)
+    np.testing.assert_array_equal(made["labels"][foreground], recorded[f"{case}_target_labels"][foreground])
+    np.testing.assert_array_equal(made["boxes"][foreground], recorded[f"{case}_target_bboxes"][foreground])
+    assert np.abs(made["scores"] - recorded[f"{case}_target_scores"]).max() <= BAR
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -139,14 +140,14 @@ def test_padded_targets_keep_order_and_count() -> None:
     assert [bucket(n) for n in (0, 1, 8, 9, 16, 17, 100)] == [8, 8, 8, 16, 16, 32, 128]
 
 
-def test_anchor_boxes_and_points_are_the_recorded_ones(shared_golden: Path) -> None:
+def test_anchor_boxes_and_points_are_the_recorded_ones() -> None:
     sizes = ((4, 6), (2, 3), (1, 2))
     points, strides = anchor_points(sizes, STRIDES)
     place, half = points * strides, 0.5 * CELL_SIZE * strides
     repeated, repeated_strides = repeated_points(sizes, STRIDES, 3)
-    with np.load(shared_golden / "loss" / "anchors_4x6.npz") as file:
-        np.testing.assert_array_equal(np.concatenate([place - half, place + half], axis=1), file["anchors"])
-        np.testing.assert_array_equal(place, file["points"])
-        np.testing.assert_array_equal(points, file["eval_points"])
-        np.testing.assert_array_equal(repeated * repeated_strides, file["ab_points"])
+    recorded = recorded_arrays("losses/anchors_4x6")
+    np.testing.assert_array_equal(np.concatenate([place - half, place + half], axis=1), recorded["anchors"])
+    np.testing.assert_array_equal(place, recorded["points"])
+    np.testing.assert_array_equal(points, recorded["eval_points"])
+    np.testing.assert_array_equal(repeated * repeated_strides, recorded["ab_points"])
     assert ANCHORS == 2100

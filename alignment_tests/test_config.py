@@ -15,7 +15,7 @@ from fixtures.config import GoldYoloConfig, config_names, load_config
 from fixtures.seeded import gen, seeded_images, seeded_state, uniform
 
 SIZES = ("n", "s", "m", "l")
-# MODEL.md and FACTS.md of the golden data.
+# Of the public configurations and of what their constructors make of them.
 CHANNELS = {
     "n": (16, 32, 64, 128, 256, 64, 32, 32, 64, 64, 128),
     "s": (32, 64, 128, 256, 512, 128, 64, 64, 128, 128, 256),
@@ -28,7 +28,7 @@ REPEATS = {
     "m": (1, 4, 7, 11, 4, 7, 7, 7, 7),
     "l": (1, 6, 12, 18, 6, 12, 12, 12, 12),
 }
-# The table of constants in MODEL.md: path -> values of N, S, M, L.
+# Constants of the same: path -> values of N, S, M, L.
 CONSTANTS: dict[str, tuple[Any, Any, Any, Any]] = {
     "depth": (0.33, 0.33, 0.60, 1.0),
     "width": (0.25, 0.50, 0.75, 1.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import copyreg
-import json
 import os
 import pickle
 import random
@@ -37,6 +36,7 @@ from converters.rebuild import Storage, TorchTensor
 from converters.state import bits_equal, to_half, to_single, widen
 from converters.torch_zip import TorchArchive
 from converters.unpickle import Instance, read_pickle
+from fixtures.golden import recorded_json
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl")
 FRAMEWORKS = ("torch", "jittor")
@@ -733,33 +733,33 @@ def test_a_nested_state_dict_is_found(tmp_path: Path) -> None:
 # ---- Gold-YOLO
 
 
-def test_the_official_like_checkpoint_has_the_official_keys_shapes_and_order(shared_golden: Path) -> None:
-    inventory = json.loads((shared_golden / "inventory" / "n_nc80.json").read_text())["train"]["state_dict"]
-    state = read_checkpoint(shared_golden / "official_like_n.pt").state
+def test_the_official_like_checkpoint_has_the_official_keys_shapes_and_order(official_like: Path) -> None:
+    inventory = recorded_json("structure/n_nc80")["train"]
+    state = read_checkpoint(official_like).state
     assert [(name, array.shape) for name, array in state.items()] == [(row[0], tuple(row[1])) for row in inventory]
 
 
-def test_the_official_like_checkpoint_tells_its_config(shared_golden: Path) -> None:
-    read = read_checkpoint(shared_golden / "official_like_n.pt")
+def test_the_official_like_checkpoint_tells_its_config(official_like: Path) -> None:
+    read = read_checkpoint(official_like)
     assert read.require_config() == ("gold_yolo_n", 80)
     assert {"head": "plain", "reg_max": 0, "epoch": 299}.items() <= read.meta.items()
     assert read.meta["norms"] == [[0.001, 0.03, 133], [1e-05, 0.1, 24]]
 
 
-def test_the_official_like_checkpoint_holds_the_seeded_weights_in_half(shared_golden: Path) -> None:
+def test_the_official_like_checkpoint_holds_the_seeded_weights_in_half(official_like: Path) -> None:
     from fixtures.seeded import gen
 
-    state = read_checkpoint(shared_golden / "official_like_n.pt").state
+    state = read_checkpoint(official_like).state
     expected = {name: gen(name, array.shape) for name, array in state.items()}
     assert_same(state, {name: a.astype(np.float16) if a.dtype == np.float32 else a for name, a in expected.items()})
 
 
 @pytest.mark.parametrize("variant", ["n_nc80", "n_nc10", "n_dfl_nc80", "s_nc80", "s_nc10", "m_nc80", "l_nc80"])
 @pytest.mark.parametrize("form", ["train", "deploy", "fused_deploy"])
-def test_config_and_classes_are_told_by_shapes(shared_golden: Path, tmp_path: Path, variant: str, form: str) -> None:
+def test_config_and_classes_are_told_by_shapes(variant: str, form: str) -> None:
     from converters.harvest import identify
 
-    rows = json.loads((shared_golden / "inventory" / f"{variant}.json").read_text())[form]["state_dict"]
+    rows = recorded_json(f"structure/{variant}")[form]
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape, *_ in rows}
     name, classes, facts = identify(state)
     letter, *_, count = variant.split("_")
@@ -768,13 +768,13 @@ def test_config_and_classes_are_told_by_shapes(shared_golden: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("package", ["torch_ref", "jt_impl"])
-def test_the_official_like_checkpoint_loads_into_both_models(shared_golden: Path, package: str) -> None:
+def test_the_official_like_checkpoint_loads_into_both_models(official_like: Path, package: str) -> None:
     import importlib
 
     from fixtures.config import load_config
 
     model = importlib.import_module(package).build_model(load_config("gold_yolo_n", num_classes=80))
-    checkpoint = read_checkpoint(shared_golden / "official_like_n.pt")
+    checkpoint = read_checkpoint(official_like)
     result = load_into(model, checkpoint.state)
     assert all(name.endswith("num_batches_tracked") for name in result.ignored)
     assert len(result.loaded) + len(result.ignored) == len(checkpoint.state) == 929

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import threading
@@ -15,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fixtures.loader
-from alignment_tests.batches import PHOTOGRAPHS
-from alignment_tests.data_cases import noise, open_val, write_folder
+from alignment_tests.data_cases import noise, open_val, write_folder, write_varied_coco
 from fixtures.batching import AHEAD, Batch
 from fixtures.coco_subset import coco_plan
 from fixtures.config import load_config
 from fixtures.dataset import DetectionDataset, load_dataset
 from fixtures.dataset_writer import write_dataset
+from fixtures.golden import PUBLIC, recorded_json
 from fixtures.loader import EvalLoader, TrainLoader
 from fixtures.sampler import epoch_batches, sample_generator
 from fixtures.shapes import demo_plan
@@ -50,13 +50,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
 
 @pytest.fixture(scope="module", params=["drawn", "photographs"])
 def dataset(request: pytest.FixtureRequest, drawn: DetectionDataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Drawn pictures, and photographs of COCO where they are beside the checkout."""
+    """Drawn pictures, and photographs of many sizes."""
     if request.param == "drawn":
         return drawn
-    if not PHOTOGRAPHS.is_dir():
-        pytest.skip(f"the photographs are not here: {PHOTOGRAPHS}")
+    source = write_varied_coco(tmp_path_factory.mktemp("coco"))
     folder = tmp_path_factory.mktemp("photographs")
-    write_dataset(coco_plan(PHOTOGRAPHS, 20, 0, 0.7, None), folder, link="symlink")
+    write_dataset(coco_plan(source, 20, 0, 0.7, None), folder, link="symlink")
     return DetectionDataset(load_dataset(folder / "dataset.yaml"), "train")
 
 
@@ -76,18 +75,15 @@ def loader_threads() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def recorded_dataset(shared_golden: Path, tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
-    with np.load(shared_golden / "data" / "raw_bgr.npz") as file:
-        images = {f"image{i}.png": file[f"image{i}_bgr"][..., ::-1] for i in (1, 2, 3)}
+def recorded_dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    images = {f"image{i}.png": np.asarray(Image.open(PUBLIC / "images" / f"image{i}.png")) for i in (1, 2, 3)}
     labels = {"image1.txt": "0 0.5 0.5 0.4 0.6\n3 0.2 0.3 0.1 0.1\n", "image2.txt": "1 0.31 0.42 0.25 0.33\n"}
     return open_val(write_folder(tmp_path_factory.mktemp("recorded"), images, labels))
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_evaluation_batches_are_the_recorded_ones(
-    shared_golden: Path, recorded_dataset: DetectionDataset, name: str
-) -> None:
-    report = json.loads((shared_golden / "data" / "report.json").read_text())
+def test_evaluation_batches_are_the_recorded_ones(recorded_dataset: DetectionDataset, name: str) -> None:
+    report = recorded_json("images/report")
     (batch,) = EvalLoader(recorded_dataset, 3, **EVALUATIONS[name])
     assert list(batch.pixels.shape[2:]) in report.get(f"{name}_batch_shapes", [[EVALUATIONS[name]["image_size"]] * 2])
     for place, path in enumerate(batch.paths):

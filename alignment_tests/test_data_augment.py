@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 import fixtures.augment
 from fixtures.augment import (
@@ -33,6 +32,7 @@ from fixtures.augment import (
     warp,
 )
 from fixtures.config import AugmentConfig, load_config
+from fixtures.golden import PUBLIC, recorded_arrays, recorded_json
 from fixtures.recipe import MosaicDraw, SampleDraw, check_augment, draw_sample, make_sample
 from fixtures.sampler import sample_generator
 
@@ -51,19 +51,20 @@ BOXES = np.array([[0, 20, 30, 120, 140], [1, 100, 60, 180, 66], [2, 3, 3, 9, 8],
 COORDINATE_ERROR, VALUE_ERROR = 1 / 64 + 1 / 1024, 0.5 + 255 * 4 / 2**16
 
 
-@lru_cache(maxsize=8)
-def recorded(folder: Path, name: str) -> dict[str, Array]:
-    with np.load(folder / "data" / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
+@lru_cache(maxsize=1)
+def recorded() -> dict[str, Array]:
+    return recorded_arrays("images/augmentations")
 
 
-@lru_cache(maxsize=2)
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "data" / "report.json").read_text())
+@lru_cache(maxsize=1)
+def report() -> dict[str, Any]:
+    return recorded_json("images/report")
 
 
-def photograph(folder: Path, number: int) -> Array:
-    return recorded(folder, "raw_bgr")[f"image{number}_bgr"]
+def photograph(number: int) -> Array:
+    """One of the three that the recordings were made from, BGR."""
+    with Image.open(PUBLIC / "images" / f"image{number}.png") as file:
+        return np.ascontiguousarray(np.asarray(file)[..., ::-1])
 
 
 def exact_values(image: Array, x: Array, y: Array) -> Array:
@@ -148,36 +149,32 @@ def replayed_item(with_mosaic: bool, with_mixup: bool) -> SampleDraw:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("case", LETTERBOXES)
-def test_letterbox_is_the_recorded_one(shared_golden: Path, number: int, case: str) -> None:
-    expected = report(shared_golden)[f"letterbox_{number}_{case}"]
+def test_letterbox_is_the_recorded_one(number: int, case: str) -> None:
+    expected = report()[f"letterbox_{number}_{case}"]
     arguments = dict(expected["kw"])
     shape = arguments.pop("new_shape")
-    image, ratio, pad = letterbox(
-        photograph(shared_golden, number), tuple(shape) if isinstance(shape, list) else shape, **arguments
-    )
+    image, ratio, pad = letterbox(photograph(number), tuple(shape) if isinstance(shape, list) else shape, **arguments)
     assert (list(image.shape), ratio, list(pad)) == (expected["out_shape"], expected["ratio"], expected["pad"])
     assert hashlib.sha256(image.tobytes()).hexdigest() == expected["sha256"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_shrinking_by_areas_is_the_recorded_one(shared_golden: Path, number: int) -> None:
-    made = resize_to(photograph(shared_golden, number), 160, average=True)
-    np.testing.assert_array_equal(made, recorded(shared_golden, "augment")[f"base{number}"])
+def test_shrinking_by_areas_is_the_recorded_one(number: int) -> None:
+    made = resize_to(photograph(number), 160, average=True)
+    np.testing.assert_array_equal(made, recorded()[f"base{number}"])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_colours_are_the_recorded_ones(shared_golden: Path, seed: int) -> None:
-    arrays, gains = recorded(shared_golden, "augment"), report(shared_golden)[f"hsv_gains_{seed}"]
+def test_colours_are_the_recorded_ones(seed: int) -> None:
+    arrays, gains = recorded(), report()[f"hsv_gains_{seed}"]
     assert gains == list(Replay(seed).gains())
     np.testing.assert_array_equal(augment_hsv(arrays["base2"], gains), arrays[f"hsv_{seed}"])
 
 
 @pytest.mark.parametrize(("name", "degrees", "shear"), [("official", 0.0, 0.0), ("rot_shear", 10.0, 2.0)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_affine_matrices_are_the_recorded_ones(
-    shared_golden: Path, name: str, degrees: float, shear: float, seed: int
-) -> None:
-    expected, draw = report(shared_golden)[f"transform_seed{seed}_{name}"], Replay(seed).affine(degrees, shear)
+def test_affine_matrices_are_the_recorded_ones(name: str, degrees: float, shear: float, seed: int) -> None:
+    expected, draw = report()[f"transform_seed{seed}_{name}"], Replay(seed).affine(degrees, shear)
     assert draw.scale == expected["s"]
     assert np.abs(affine_matrix((240, 320), (320, 320), draw) - expected["M"]).max() <= 1e-12
 
@@ -187,10 +184,8 @@ AFFINES = [(name, degrees, shear, s) for name, degrees, shear in (("official", 0
 
 @pytest.mark.parametrize(("name", "degrees", "shear", "seed"), AFFINES)
 @pytest.mark.usefixtures("as_recorded")
-def test_affine_images_and_boxes_are_the_recorded_ones(
-    shared_golden: Path, name: str, degrees: float, shear: float, seed: int
-) -> None:
-    arrays = recorded(shared_golden, "augment")
+def test_affine_images_and_boxes_are_the_recorded_ones(name: str, degrees: float, shear: float, seed: int) -> None:
+    arrays = recorded()
     image, boxes = random_affine(arrays["base1"], BOXES, Replay(seed).affine(degrees, shear), (256, 256))
     np.testing.assert_array_equal(image, arrays[f"affine_{name}_{seed}_img"])
     np.testing.assert_allclose(boxes, arrays[f"affine_{name}_{seed}_labels"], rtol=0, atol=256 * LABEL_BAR)
@@ -214,11 +209,9 @@ def outside_of_what_rounding_allows(actual: Array, image: Array, matrix: Array) 
 
 
 @pytest.mark.parametrize(("name", "degrees", "shear", "seed"), AFFINES)
-def test_warp_is_exact_but_for_its_fixed_point_coordinates(
-    shared_golden: Path, name: str, degrees: float, shear: float, seed: int
-) -> None:
+def test_warp_is_exact_but_for_its_fixed_point_coordinates(name: str, degrees: float, shear: float, seed: int) -> None:
     """OpenCV 5 made the recordings and OpenCV 4 is installed; see fixtures.augment.warp."""
-    base = recorded(shared_golden, "augment")["base1"]
+    base = recorded()["base1"]
     matrix = affine_matrix((134, 160), (256, 256), Replay(seed).affine(degrees, shear))
     assert outside_of_what_rounding_allows(warp(base, matrix, (256, 256)), base, matrix) == 0
     moved = matrix.copy()
@@ -228,8 +221,8 @@ def test_warp_is_exact_but_for_its_fixed_point_coordinates(
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.usefixtures("as_recorded")
-def test_mosaics_are_the_recorded_ones(shared_golden: Path, seed: int) -> None:
-    arrays, labels = recorded(shared_golden, "augment"), report(shared_golden)["mosaic_labels_in"]
+def test_mosaics_are_the_recorded_ones(seed: int) -> None:
+    arrays, labels = recorded(), report()["mosaic_labels_in"]
     images = [arrays[f"base{number}"] for number in (1, 2, 3, 2)]
     boxes = [to_pixels(np.array(r).reshape(-1, 5), i.shape[:2]) for r, i in zip(labels, images, strict=True)]
     replay = Replay(seed)
@@ -240,10 +233,10 @@ def test_mosaics_are_the_recorded_ones(shared_golden: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mixup_is_the_recorded_one(shared_golden: Path, seed: int) -> None:
+def test_mixup_is_the_recorded_one(seed: int) -> None:
     import cv2
 
-    arrays, ratio = recorded(shared_golden, "augment"), report(shared_golden)[f"mixup_r_{seed}"]
+    arrays, ratio = recorded(), report()[f"mixup_r_{seed}"]
     first, second = (np.asarray(cv2.resize(arrays[name], (96, 96)), np.uint8) for name in ("base1", "base2"))
     image, boxes = mixup(first, BOXES[:2], second, BOXES[2:], ratio)
     np.testing.assert_array_equal(image, arrays[f"mixup_{seed}"])
@@ -252,13 +245,13 @@ def test_mixup_is_the_recorded_one(shared_golden: Path, seed: int) -> None:
 
 @pytest.mark.parametrize(("with_mosaic", "with_mixup"), [(False, False), (True, False), (True, True)])
 @pytest.mark.usefixtures("as_recorded")
-def test_training_samples_are_the_recorded_ones(shared_golden: Path, with_mosaic: bool, with_mixup: bool) -> None:
+def test_training_samples_are_the_recorded_ones(with_mosaic: bool, with_mixup: bool) -> None:
     """Loading, mosaic, affine map, mixup, colours, flip and boxes in one."""
-    arrays, name = recorded(shared_golden, "augment"), f"train_item_mosaic{with_mosaic:d}_mixup{with_mixup:d}"
+    arrays, name = recorded(), f"train_item_mosaic{with_mosaic:d}_mixup{with_mixup:d}"
     labels = [[[0, 0.5, 0.5, 0.4, 0.6], [3, 0.2, 0.3, 0.1, 0.1]], [[1, 0.31, 0.42, 0.25, 0.33]], []]
 
     def load(index: int) -> tuple[Array, Array]:
-        image = resize_to(photograph(shared_golden, index + 1), 256, average=False)
+        image = resize_to(photograph(index + 1), 256, average=False)
         return image, to_pixels(np.array(labels[index], np.float64).reshape(-1, 5), image.shape[:2])
 
     image, rows = make_sample(replayed_item(with_mosaic, with_mixup), load, 256)

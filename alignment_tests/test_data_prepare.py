@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 
 import fixtures.dataset_writer
 from alignment_tests.batches import PHOTOGRAPHS
-from alignment_tests.data_cases import noise
+from alignment_tests.data_cases import noise, write_varied_coco
 from fixtures.coco_subset import DEFAULT_CLASSES
 from fixtures.dataset import DetectionDataset, file_digest, image_shape, load_dataset
 from fixtures.prepare_data import main
@@ -257,19 +257,58 @@ def test_all_classes(command: Callable[..., int], tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "made" / "dataset.yaml").names == ("person", "car", "cat", "dog")
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"the photographs are not here: {PHOTOGRAPHS}")
-def test_photographs_of_coco(tmp_path: Path) -> None:
-    """All 298 with a box of the ten classes: the counts that the folder's README gives."""
+def test_the_photographs_that_come_along(tmp_path: Path) -> None:
+    """All of them, every class: the counts that their README gives."""
     target = tmp_path / "made"
-    arguments = ["--source", str(PHOTOGRAPHS), "--target", str(target), "--link", "symlink"]
-    assert main([*arguments, "--num_images", "298", "--split", "0.51"]) == 0
-    assert load_dataset(target / "dataset.yaml").names == DEFAULT_CLASSES
+    arguments = ["--source", str(PHOTOGRAPHS), "--target", str(target), "--link", "symlink", "--classes", "all"]
+    assert main([*arguments, "--num-images", "28", "--split", "0.72"]) == 0
+    assert load_dataset(target / "dataset.yaml").names == ("RBC", "WBC", "Platelets")
     found = info(target)["splits"]
-    assert [(found[s]["images"], found[s]["boxes"]) for s in ("train", "val")] == [(152, 845), (146, 752)]
-    assert [found[split]["crowd_boxes"] for split in ("train", "val")] == [13, 14]
-    assert found["train"]["classes"]["person"]["boxes"] == 417
-    dataset = DetectionDataset(load_dataset(target / "dataset.yaml"), "val")
-    assert sorted(read_coco(target / "annotations" / "instances_val.json").getImgIds()) == sorted(dataset.image_ids)
+    counts = {name: (part["images"], *(k["boxes"] for k in part["classes"].values())) for name, part in found.items()}
+    assert counts == {"train": (20, 199, 20, 29), "val": (8, 69, 8, 10)}
+
+
+def test_photographs_of_coco(tmp_path: Path) -> None:
+    """All with a box of the ten classes, of a folder with 80 classes and all that COCO has in it."""
+    source, target = write_varied_coco(tmp_path / "coco"), tmp_path / "made"
+    wanted = {split: ten_classes(source, f"{split}2017") for split in ("train", "val")}
+    train, val = (len(boxes) for boxes, _ in wanted.values())
+    assert (train, val) == (14, 6)
+    arguments = ["--source", str(source), "--target", str(target), "--link", "symlink"]
+    assert main([*arguments, "--num_images", str(train + val), "--split", str(train / (train + val))]) == 0
+    assert load_dataset(target / "dataset.yaml").names == DEFAULT_CLASSES
+    left_out = [info(target)["source"][f"{split}2017"]["without_boxes_of_the_classes"] for split in wanted]
+    assert left_out == [20 - train, 8 - val]
+    for split, (boxes, crowds) in wanted.items():
+        found, names = info(target)["splits"][split], [name for image in boxes.values() for name in image]
+        assert (found["images"], found["boxes"], found["crowd_boxes"]) == (len(boxes), len(names), crowds)
+        assert {name: found["classes"][name]["boxes"] for name in DEFAULT_CLASSES} == {
+            name: names.count(name) for name in DEFAULT_CLASSES
+        }
+        assert crowds > 0
+        dataset = DetectionDataset(load_dataset(target / "dataset.yaml"), split)
+        assert sorted(dataset.image_ids) == sorted(boxes)
+        read = read_coco(target / "annotations" / f"instances_{split}.json")
+        assert sorted(read.getImgIds()) == sorted(boxes)
+        assert len({tuple(shape) for shape in dataset.shapes.tolist()}) > 4
+    assert {mode(path) for path in (target / "images" / "train").iterdir()} == {"RGB", "L"}
+
+
+def mode(path: Path) -> str:
+    with Image.open(path) as file:
+        return file.mode
+
+
+def ten_classes(source: Path, part: str) -> tuple[dict[int, list[str]], int]:
+    """By image, the class of each box to learn of the ten classes, and how many crowds these images have of them."""
+    content = json.loads((source / "annotations" / f"instances_{part}.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    known = [box for box in content["annotations"] if names[box["category_id"]] in DEFAULT_CLASSES]
+    boxes: dict[int, list[str]] = {}
+    for box in known:
+        if not box["iscrowd"]:
+            boxes.setdefault(box["image_id"], []).append(names[box["category_id"]])
+    return boxes, sum(box["iscrowd"] and box["image_id"] in boxes for box in known)
 
 
 # --- drawn pictures

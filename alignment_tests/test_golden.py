@@ -1,7 +1,6 @@
 """Is the reference Gold-YOLO? ``torch_ref`` and ``jt_impl`` against what the public implementation computed.
 
-The recordings lie beside a checkout (``../shared/golden``); a copy of ours, made from ``torch_ref`` once it agreed with
-them, lies in ``fixtures/golden`` and guards a clone alone.
+``fixtures/golden/README.md`` tells how the recordings were made.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ import torch
 import converters
 import torch_ref
 from alignment_tests.harness.compare import compare_arrays
-from alignment_tests.make_golden import OWN_SIZES, own_path, own_recording, structure
-from alignment_tests.recordings import INPUTS, Variant, buffers, parse, record, run, seeded_model, training_model
+from alignment_tests.make_golden import structure
+from alignment_tests.recordings import INPUTS, buffers, parse, record, run, seeded_model, training_model
 from alignment_tests.units import UNITS, unit_arrays
 from fixtures.config import config_names, load_config
 from fixtures.golden import (
-    OWN_SAMPLES,
     Summary,
     distance,
     flatten,
-    read_summaries,
+    recorded_arrays,
+    recorded_json,
+    recorded_summaries,
     summarise,
-    write_summaries,
 )
 from fixtures.seeded import gen, seeded_images, seeded_state
 from fixtures.structure import COUNTER, table
@@ -56,10 +55,6 @@ INVENTORIES = ("n_nc10", "n_nc80", "n_dfl_nc80", "s_nc10", "s_nc80", "m_nc80", "
 COUNTED = ("n_nc80", "s_nc80", "m_nc80", "l_nc80", "n_nc10", "s_nc10", "m_nc10", "l_nc10", "n_dfl_nc80", "n_dfl_nc10")
 
 Array = npt.NDArray[Any]
-
-
-def load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def assert_close(actual: dict[str, Summary], expected: dict[str, Summary], bar: float = BAR) -> None:
@@ -89,25 +84,25 @@ def assert_within_noise(actual: Array, expected: Array, oracle: Array) -> None:
 # ---- weights and images
 
 
-def test_gen_has_the_recorded_bits(shared_golden: Path) -> None:
-    for name, row in load_json(shared_golden / "spec_check.json")["keys"].items():
+def test_gen_has_the_recorded_bits() -> None:
+    for name, row in recorded_json("weights")["keys"].items():
         values = gen(name.split(":")[1], tuple(row["shape"]))
         assert hashlib.sha256(values.tobytes()).hexdigest() == row["sha256"], name
 
 
-def test_images_have_the_recorded_bits(shared_golden: Path) -> None:
-    for shape, digest in load_json(shared_golden / "spec_check.json")["image"].items():
+def test_images_have_the_recorded_bits() -> None:
+    for shape, digest in recorded_json("weights")["image"].items():
         images = seeded_images(tuple(json.loads(shape.replace("(", "[").replace(")", "]"))))
         assert hashlib.sha256(images.tobytes()).hexdigest() == digest, shape
 
 
 @pytest.mark.parametrize("tag", ["n_nc80", "s_nc80", "s_nc10", "n_dfl_nc80", "m_nc80", "l_nc80"])
-def test_a_whole_state_has_the_recorded_bits(shared_golden: Path, tag: str) -> None:
+def test_a_whole_state_has_the_recorded_bits(tag: str) -> None:
     digest = hashlib.sha256()
     for value in seeded_state(dict(keys_and_shapes(tag))).values():
         if value.dtype == np.float32:
             digest.update(value.tobytes())
-    assert digest.hexdigest() == load_json(shared_golden / "spec_check.json")["state_dicts"][tag]
+    assert digest.hexdigest() == recorded_json("weights")["state_dicts"][tag]
 
 
 # ---- structure
@@ -148,41 +143,41 @@ def jittor_rows(tag: str, form: str) -> list[list[Any]]:
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("tag", INVENTORIES)
-def test_torch_keys_shapes_order_and_flags(shared_golden: Path, tag: str, form: str) -> None:
-    inventory = load_json(shared_golden / "inventory" / f"{tag}.json")[form]["state_dict"]
+def test_torch_keys_shapes_order_and_flags(tag: str, form: str) -> None:
+    inventory = recorded_json(f"structure/{tag}")[form]
     assert torch_rows(tag, form) == inventory
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("tag", INVENTORIES)
-def test_jittor_keys_shapes_order_and_flags(shared_golden: Path, tag: str, form: str) -> None:
-    inventory = load_json(shared_golden / "inventory" / f"{tag}.json")[form]["state_dict"]
+def test_jittor_keys_shapes_order_and_flags(tag: str, form: str) -> None:
+    inventory = recorded_json(f"structure/{tag}")[form]
     kept = [[key, shape, dtype, trainable] for key, shape, dtype, _, trainable in inventory if COUNTER not in key]
     assert jittor_rows(tag, form) == kept
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("tag", COUNTED)
-def test_counts(shared_golden: Path, tag: str, form: str) -> None:
+def test_counts(tag: str, form: str) -> None:
     model = shadow(tag, form)
     parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trainable = sum(n for n, flag in parameters if flag)
     counts = [sum(n for n, _ in parameters), trainable, len(list(model.buffers())), len(model.state_dict())]
-    assert counts == load_json(shared_golden / "inventory" / "summary.json")[tag][form]
+    assert counts == recorded_json("structure/counts")[tag][form]
 
 
 @pytest.mark.parametrize("classes", [1, 10, 20, 80])
 @pytest.mark.parametrize("head", ["n", "n_dfl", "s"])
-def test_counts_at_other_numbers_of_classes(shared_golden: Path, head: str, classes: int) -> None:
-    expected = load_json(shared_golden / "inventory" / "summary.json")["all_heads"][f"{head}_nc{classes}_std"]
+def test_counts_at_other_numbers_of_classes(head: str, classes: int) -> None:
+    expected = recorded_json("structure/counts")["all_heads"][f"{head}_nc{classes}_std"]
     total = sum(p.numel() for p in shadow(f"{head}_nc{classes}").parameters())
     assert total == expected["train_total"]
 
 
 @pytest.mark.parametrize("tag", COUNTED)
-def test_norm_settings(shared_golden: Path, tag: str) -> None:
+def test_norm_settings(tag: str) -> None:
     norms = [m for m in shadow(tag).modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    expected = load_json(shared_golden / "inventory" / "summary.json")[tag]["norms_train"]
+    expected = recorded_json("structure/counts")[tag]["norms_train"]
     for _, eps, momentum, count in expected:
         assert sum((norm.eps, norm.momentum) == (eps, momentum) for norm in norms) == count
     assert len(norms) == sum(row[3] for row in expected)
@@ -190,19 +185,19 @@ def test_norm_settings(shared_golden: Path, tag: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("tag", ["n_nc10", "n_nc80", "n_dfl_nc80", "s_nc80", "m_nc80", "l_nc80"])
-def test_gflops(shared_golden: Path, tag: str, package: str) -> None:
+def test_gflops(tag: str, package: str) -> None:
     info = importlib.import_module(f"{package}.info")
     model = importlib.import_module(package).build_model(parse(tag).config)
     gflops = 2e-9 * sum(info.conv_macs(model, (640, 640)).values())
-    expected = load_json(shared_golden / "inventory" / "summary.json")[tag]["conv_gflops_640_train"]
+    expected = recorded_json("structure/counts")[tag]["conv_gflops_640_train"]
     assert gflops == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("tag", ["n_nc10", "n_nc80", "n_dfl_nc80", "s_nc80", "m_nc80", "l_nc80"])
-def test_gflops_of_the_deploy_form(shared_golden: Path, tag: str) -> None:
+def test_gflops_of_the_deploy_form(tag: str) -> None:
     from torch_ref.info import conv_macs
 
-    expected = load_json(shared_golden / "inventory" / "summary.json")[tag]["conv_gflops_640_fused"]
+    expected = recorded_json("structure/counts")[tag]["conv_gflops_640_fused"]
     assert 2e-9 * sum(conv_macs(shadow(tag, "deploy"), (640, 640)).values()) == pytest.approx(expected, rel=1e-12)
 
 
@@ -225,8 +220,8 @@ def initial_state(package: str, size: str) -> dict[str, Array]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("size", ["n", "l"])
-def test_initial_values(shared_golden: Path, package: str, size: str) -> None:
-    expected = load_json(shared_golden / "units" / "report.json")[f"init_{size}"]
+def test_initial_values(package: str, size: str) -> None:
+    expected = recorded_json("structure/initial_values")[size]
     state = {key: value for key, value in initial_state(package, size).items() if COUNTER not in key}
     assert list(state) == list(expected)
     wrong = [key for key, value in state.items() if not drawn_alike(value, expected[key])]
@@ -254,9 +249,8 @@ def drawn_alike(values: Array, row: dict[str, float]) -> bool:
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("name", UNITS)
-def test_module_alone(shared_golden: Path, name: str, package: str) -> None:
-    with np.load(shared_golden / "units" / "modules.npz") as file:
-        expected = file[name]
+def test_module_alone(name: str, package: str) -> None:
+    expected = recorded_arrays("modules/alone")[name]
     actual = unit_arrays(package, UNITS[name])["output"]
     assert actual.shape == expected.shape
     assert actual.dtype == np.float64
@@ -264,9 +258,8 @@ def test_module_alone(shared_golden: Path, name: str, package: str) -> None:
     assert np.abs(actual - expected).max() <= (BAR if package == "torch_ref" else 1e-9) * np.abs(expected).max()
 
 
-def test_every_recorded_module_is_tested(shared_golden: Path) -> None:
-    with np.load(shared_golden / "units" / "modules.npz") as file:
-        assert sorted(file.files) == sorted(UNITS)
+def test_every_recorded_module_is_tested() -> None:
+    assert sorted(recorded_arrays("modules/alone")) == sorted(UNITS)
 
 
 # ---- the whole network in eval mode
@@ -284,40 +277,35 @@ def evaluated(tag: str, images: str) -> tuple[dict[str, Summary], Array]:
 
 
 @pytest.mark.parametrize(("tag", "images"), EVAL_RUNS)
-def test_every_module(shared_golden: Path, tag: str, images: str) -> None:
-    expected = read_summaries(shared_golden / "eval" / f"{tag}_{images}_modules.npz")
-    assert_close(evaluated(tag, images)[0], expected)
+def test_every_module(tag: str, images: str) -> None:
+    assert_close(evaluated(tag, images)[0], recorded_summaries(f"modules/eval_{tag}_{images}"))
 
 
 @pytest.mark.parametrize(("tag", "images"), DETECTION_RUNS)
-def test_detections(shared_golden: Path, tag: str, images: str) -> None:
-    with np.load(shared_golden / "eval" / f"{tag}_det.npz") as file:
-        expected = file[f"{images}_f64"]
-    assert_same_detections(evaluated(tag, images)[1], expected)
+def test_detections(tag: str, images: str) -> None:
+    assert_same_detections(evaluated(tag, images)[1], recorded_arrays(f"detections/{tag}")[f"{images}_f64"])
 
 
 @pytest.mark.parametrize(("tag", "images"), DETECTION_RUNS)
-def test_detections_in_float32(shared_golden: Path, tag: str, images: str) -> None:
-    with np.load(shared_golden / "eval" / f"{tag}_det.npz") as file:
-        actual = run(seeded_model(parse(tag), "float32"), INPUTS[images]).numpy()
-        assert_within_noise(actual, file[f"{images}_f32"], file[f"{images}_f64"])
+def test_detections_in_float32(tag: str, images: str) -> None:
+    recorded = recorded_arrays(f"detections/{tag}")
+    actual = run(seeded_model(parse(tag), "float32"), INPUTS[images]).numpy()
+    assert_within_noise(actual, recorded[f"{images}_f32"], recorded[f"{images}_f64"])
 
 
 @pytest.mark.parametrize("fold_norms", [False, True])
 @pytest.mark.parametrize(("tag", "images"), DEPLOY_RUNS)
-def test_deploy_form(shared_golden: Path, tag: str, images: str, fold_norms: bool) -> None:
-    with np.load(shared_golden / "eval" / f"{tag}_deploy_det.npz") as file:
-        expected = file[f"switch_{images}_f64"]
+def test_deploy_form(tag: str, images: str, fold_norms: bool) -> None:
+    expected = recorded_arrays(f"detections/{tag}")[f"switch_{images}_f64"]
     model = torch_ref.fuse(seeded_model(parse(tag)), fold_norms=fold_norms)
     assert_same_detections(run(model, INPUTS[images]).numpy(), expected)
 
 
 @pytest.mark.parametrize(("tag", "images"), DEPLOY_RUNS)
-def test_deploy_form_in_float32(shared_golden: Path, tag: str, images: str) -> None:
-    with np.load(shared_golden / "eval" / f"{tag}_deploy_det.npz") as file:
-        expected, oracle = file[f"fused_{images}_f32"], file[f"switch_{images}_f64"]
+def test_deploy_form_in_float32(tag: str, images: str) -> None:
+    recorded = recorded_arrays(f"detections/{tag}")
     actual = run(torch_ref.fuse(seeded_model(parse(tag), "float32")), INPUTS[images]).numpy()
-    assert_within_noise(actual, expected, oracle)
+    assert_within_noise(actual, recorded[f"fused_{images}_f32"], recorded[f"switch_{images}_f64"])
 
 
 # ---- the public checkpoint
@@ -342,12 +330,10 @@ def checkpoint_detections(package: str, path: Path, *, fused: bool, dtype: str =
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("form", ["train_form", "fused_deploy"])
-def test_the_official_like_checkpoint(shared_golden: Path, package: str, form: str) -> None:
-    path = shared_golden / "official_like_n.pt"
-    with np.load(shared_golden / "ckpt" / "eval_1x3x128x160.npz") as file:
-        expected = file[f"n_{form}"]
-    oracle = checkpoint_detections("torch_ref", path, fused=False, dtype="float64")
-    actual = checkpoint_detections(package, path, fused=form == "fused_deploy")
+def test_the_official_like_checkpoint(official_like: Path, package: str, form: str) -> None:
+    expected = recorded_arrays("checkpoint/detections")[f"n_{form}"]
+    oracle = checkpoint_detections("torch_ref", official_like, fused=False, dtype="float64")
+    actual = checkpoint_detections(package, official_like, fused=form == "fused_deploy")
     assert_within_noise(actual, expected, oracle)
 
 
@@ -368,56 +354,46 @@ def training_run(tag: str, side: int) -> tuple[dict[str, Summary], dict[str, Sum
     return modules, buffers(model), outputs
 
 
-def trained(shared_golden: Path, tag: str) -> tuple[dict[str, Summary], dict[str, Summary], dict[str, Summary]]:
-    return training_run(tag, load_json(shared_golden / "train" / "report.json")[tag]["size"])
+def trained(tag: str) -> tuple[dict[str, Summary], dict[str, Summary], dict[str, Summary]]:
+    return training_run(tag, recorded_json("modules/train")[tag]["size"])
 
 
 @pytest.mark.parametrize("tag", TRAIN_RUNS)
-def test_every_module_in_train_mode(shared_golden: Path, tag: str) -> None:
-    expected = read_summaries(shared_golden / "train" / f"{tag}_modules.npz", "f64p")
-    assert_close(trained(shared_golden, tag)[0], expected)
+def test_every_module_in_train_mode(tag: str) -> None:
+    assert_close(trained(tag)[0], recorded_summaries("modules/train", f"{tag}_modules"))
 
 
 @pytest.mark.parametrize("tag", TRAIN_RUNS)
-def test_running_statistics_after_a_pass(shared_golden: Path, tag: str) -> None:
-    with np.load(shared_golden / "train" / f"{tag}_out_bn.npz") as file:
-        names = [f"bn:{name}" for name in json.loads(bytes(file["bn_names"]))]
-        rows = zip(names, file["bn_stats_f64p"], file["bn_samples_f64p"], strict=True)
-        expected = {name: Summary(stats, samples) for name, stats, samples in rows}
-    assert_close(trained(shared_golden, tag)[1], expected)
+def test_running_statistics_after_a_pass(tag: str) -> None:
+    expected = recorded_summaries("modules/train", f"{tag}_bn")
+    assert_close(trained(tag)[1], {f"bn:{name}": summary for name, summary in expected.items()})
 
 
 @pytest.mark.parametrize("tag", TRAIN_RUNS)
-def test_training_outputs(shared_golden: Path, tag: str) -> None:
-    with np.load(shared_golden / "train" / f"{tag}_out_bn.npz") as file:
-        expected = {n: Summary(file[f"{n}_stats_f64p"], file[f"{n}_samples_f64p"]) for n in ("cls", "reg")}
-    assert_close(trained(shared_golden, tag)[2], expected)
+def test_training_outputs(tag: str) -> None:
+    recorded = recorded_arrays("modules/train")
+    rows = {name: [recorded[f"{tag}_{name}_{part}"] for part in ("stats", "samples")] for name in ("cls", "reg")}
+    assert_close(trained(tag)[2], {name: Summary(*row) for name, row in rows.items()})
 
 
-# ---- our own copy, which a clone alone has
+# ---- the other implementation, and what is made from this one
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("size", OWN_SIZES)
-def test_own_recording(size: str, mode: str) -> None:
-    assert_close(own_recording(size, mode), read_summaries(own_path(size, mode)))
-
-
-@pytest.mark.parametrize("size", OWN_SIZES)
-def test_jittor_computes_the_own_recording(size: str) -> None:
+@pytest.mark.parametrize(("tag", "images"), [("n_nc80", "ns"), ("s_nc80", "sq"), ("n_dfl_nc80", "small")])
+def test_jittor_computes_the_recorded_outputs(tag: str, images: str) -> None:
     import jt_impl
     from jt_impl.runtime import jittor as jt
 
-    model = jt_impl.build_model(Variant(size).config, "float64")
-    converters.load_into(model, seeded_state(dict(keys_and_shapes(f"{size}_nc80"))))
+    model = jt_impl.build_model(parse(tag).config, "float64")
+    converters.load_into(model, seeded_state(dict(keys_and_shapes(tag))))
     model.eval()
     with jt.no_grad():
-        backbone = model.backbone(jt.array64(seeded_images(INPUTS["small"]).astype(np.float64)))
+        backbone = model.backbone(jt.array64(seeded_images(INPUTS[images]).astype(np.float64)))
         neck = model.neck(backbone)
         output = {"backbone#0": backbone, "neck#0": neck, "detect#0": model.detect(neck)}
     named = [pair for name, value in output.items() for pair in flatten(name, value)]
-    actual = {name: summarise(name, value.numpy(), OWN_SAMPLES) for name, value in named}
-    expected = read_summaries(own_path(size, "eval"))
+    actual = {name: summarise(name, value.numpy()) for name, value in named}
+    expected = recorded_summaries(f"modules/eval_{tag}_{images}")
     assert_close(actual, {name: expected[name] for name in actual}, bar=1e-9)
 
 
@@ -440,9 +416,3 @@ SEEN: dict[str, Callable[[Array], Array]] = {
 def test_a_planted_fault_shows_in_a_summary(fault: str) -> None:
     values = np.sin(np.arange(1.0, 9.0))
     assert distance(summarise("x", SEEN[fault](values)), summarise("x", values)) > BAR
-
-
-def test_summaries_survive_the_file(tmp_path: Path) -> None:
-    summaries = {"a#0": summarise("a#0", np.arange(5.0)), "b#0[1]": summarise("b#0[1]", np.ones((2, 3)))}
-    write_summaries(tmp_path / "x.npz", summaries)
-    assert_close(read_summaries(tmp_path / "x.npz"), summaries, bar=0.0)

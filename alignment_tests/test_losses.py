@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,7 @@ import torch_ref.losses
 from alignment_tests.harness import compare_arrays
 from alignment_tests.harness.budget import EPS32
 from alignment_tests.loss_cases import EDGE_CASES, KINDS, TERMS, loss_config, recorded_outputs, run_jittor, run_torch
-from fixtures.golden import Summary, distance, summarise
+from fixtures.golden import Summary, distance, recorded_arrays, recorded_json, summarise
 from fixtures.seeded import uniform
 
 BAR = 1e-9  # of scale, between float64 programs
@@ -28,17 +25,17 @@ RECORDED = [
 ]
 
 
-@lru_cache(maxsize=2)
-def recorded_targets(path: Path) -> dict[str, Any]:
-    with np.load(path / "loss" / "targets.npz") as file:
-        return {name: file[name] for name in file.files}
+def recorded_targets() -> dict[str, Any]:
+    """By the name that they have in the recordings of losses and assignments."""
+    recorded = recorded_arrays("losses/targets")
+    return {"std": recorded["nc10"], "empty": recorded["nc10_empty"], "many": recorded["nc10_many"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_iou_losses_are_the_recorded_ones(shared_golden: Path, kind: str) -> None:
-    with np.load(shared_golden / "loss" / "iou_losses.npz") as file:
-        boxes, target = (file[name].astype(np.float64) for name in ("pred", "target"))
-        expected, gradient = file[f"{kind}_loss_f64"].reshape(-1), file[f"{kind}_grad_f64"]
+def test_iou_losses_are_the_recorded_ones(kind: str) -> None:
+    recorded = recorded_arrays("losses/iou")
+    boxes, target = (recorded[name].astype(np.float64) for name in ("pred", "target"))
+    expected, gradient = recorded[f"{kind}_loss_f64"].reshape(-1), recorded[f"{kind}_grad_f64"]
     predicted = torch.from_numpy(boxes).requires_grad_()
     loss = torch_ref.boxes.iou_loss(predicted, torch.from_numpy(target), kind)
     loss.sum().backward()
@@ -69,20 +66,19 @@ def test_jittor_iou_losses_and_their_gradients(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("targets", "iou", "form", "assigner"), RECORDED)
-def test_losses_are_the_recorded_ones(shared_golden: Path, targets: str, iou: str, form: str, assigner: str) -> None:
-    name = f"{targets}_{iou}_{form}_{assigner}_f64p"
-    expected = json.loads((shared_golden / "loss" / "report.json").read_text())[name]
+def test_losses_are_the_recorded_ones(targets: str, iou: str, form: str, assigner: str) -> None:
+    name = f"{targets}_{iou}_{form}_{assigner}"
+    expected, recorded = recorded_json("losses/losses")[name], recorded_arrays("losses/gradients")
     config, outputs = loss_config(iou, form == "dfl"), recorded_outputs(form == "dfl")
-    run = run_torch(config, outputs, recorded_targets(shared_golden)[targets], assigner, "float64")
+    run = run_torch(config, outputs, recorded_targets()[targets], assigner, "float64")
     for term in TERMS:
         assert abs(run.terms[term] - expected[term]) <= BAR * max(1.0, abs(expected[term])), term
     assert int(run.assignment["foreground"].sum()) == expected["n_fg"]
-    with np.load(shared_golden / "loss" / "loss_grads.npz") as file:
-        for short, gradient in zip(("gs", "gr"), run.gradients, strict=True):
-            _, _, peak, norm, _ = file[f"{name}_{short}_stats"]
-            found = summarise(f"lossgrad:{short}", gradient, 2048)
-            assert np.abs(found.samples - file[f"{name}_{short}_samples"]).max() <= BAR * (peak or 1.0)
-            assert abs(found.stats[3] - norm) <= BAR * (norm or 1.0)
+    for short, gradient in zip(("gs", "gr"), run.gradients, strict=True):
+        _, _, peak, norm, _ = recorded[f"{name}_{short}_stats"]
+        found = summarise(f"lossgrad:{short}", gradient, 2048)
+        assert np.abs(found.samples - recorded[f"{name}_{short}_samples"]).max() <= BAR * (peak or 1.0)
+        assert abs(found.stats[3] - norm) <= BAR * (norm or 1.0)
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

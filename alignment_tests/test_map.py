@@ -15,6 +15,7 @@ import torch
 import torch_ref.postprocess
 from fixtures import coco_metrics, detections
 from fixtures.coco_metrics import CocoMetrics, bootstrap_intervals, evaluate, paired_bootstrap
+from fixtures.golden import PUBLIC, recorded_arrays, recorded_json
 from fixtures.match_tables import average_precisions, precisions
 from fixtures.seeded import uniform
 
@@ -22,13 +23,11 @@ TEN_CLASSES = (1, 2, 3, 4, 6, 8, 17, 18, 44, 62)
 Records = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def published(shared_golden: Path) -> tuple[Path, Path, dict[str, Any]]:
+@pytest.fixture
+def published() -> tuple[dict[str, Any], Records, dict[str, Any]]:
     """Annotations, detections, and COCO's own figures for them."""
-    folder = shared_golden.parent / "minicoco" / "golden_eval"
-    expected = json.loads((folder / "expected.json").read_text())
-    names = ("gts_val2014_100_bbox_area.json", "instances_val2014_fakebbox100_results.json")
-    return folder / names[0], folder / names[1], expected
+    truth, records, expected = (recorded_json(f"coco_metric/{name}") for name in ("truth", "detections", "expected"))
+    return truth, records, expected
 
 
 def scene(images: int = 4, boxes: int = 5, classes: int = 3) -> dict[str, Any]:
@@ -80,27 +79,25 @@ def crowded() -> tuple[dict[str, Any], Records]:
 # Figures of others
 
 
-def test_published_figures(published: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_published_figures(published: tuple[dict[str, Any], Records, dict[str, Any]]) -> None:
     annotations, records, expected = published
     stats = evaluate(annotations, records).stats
     assert len(stats) == 12
-    assert max(abs(value - expected[name]) for name, value in stats.items()) <= 1e-6
+    assert max(abs(value - expected["published"][name]) for name, value in stats.items()) <= 1e-6
 
 
-def test_figures_of_ten_classes(published: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_figures_of_ten_classes(published: tuple[dict[str, Any], Records, dict[str, Any]]) -> None:
     annotations, records, expected = published
     found = evaluate(annotations, records, category_ids=TEN_CLASSES)
     assert len(found.per_class) == 10
-    np.testing.assert_allclose(
-        list(found.stats.values()), expected["ten_class_stats_computed_here_not_published"], rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(list(found.stats.values()), expected["ten_classes"], rtol=0, atol=1e-6)
 
 
-def test_figures_of_the_public_evaluation(shared_golden: Path) -> None:
+def test_figures_of_the_public_evaluation() -> None:
     """Its annotations are numbered from 0, which pycocotools takes for no match."""
-    folder = shared_golden / "post"
-    expected = json.loads((folder / "report.json").read_text())["cocoeval_stats"]
-    found = evaluate(folder / "coco_gt.json", folder / "coco_dets.json", renumber=False)
+    folder = PUBLIC / "postprocess"
+    expected = recorded_json("postprocess/report")["cocoeval_stats"]
+    found = evaluate(folder / "coco_truth.json", folder / "coco_detections.json", renumber=False)
     np.testing.assert_allclose(list(found.stats.values()), expected, rtol=0, atol=1e-12)
 
 
@@ -113,12 +110,11 @@ def test_annotations_numbered_from_0_are_found() -> None:
     assert evaluate(truth, perfect, renumber=False).ap < 0.99
 
 
-def test_equal_detections_of_both_frameworks_have_equal_ap(shared_golden: Path) -> None:
+def test_equal_detections_of_both_frameworks_have_equal_ap() -> None:
     from jt_impl import postprocess
     from jt_impl.runtime import jittor as jt
 
-    with np.load(shared_golden / "post" / "nms.npz") as file:
-        predictions = file["nc10_pred"]
+    predictions = recorded_arrays("postprocess/nms")["nc10_pred"]
     found = [
         detections.per_image(torch_ref.postprocess.non_max_suppression(torch.from_numpy(predictions))),
         detections.per_image(postprocess.non_max_suppression(jt.array(predictions))),

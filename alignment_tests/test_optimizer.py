@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import operator
 import zlib
 from dataclasses import replace
 from functools import lru_cache, reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ from alignment_tests.trainers import (
     worst_difference,
 )
 from fixtures.config import load_config
+from fixtures.golden import recorded_arrays, recorded_json, recorded_names
 from fixtures.schedule import (
     Schedule,
     StepSettings,
@@ -69,8 +68,8 @@ OPTIMIZER_BAR = {
 
 
 @lru_cache(maxsize=1)
-def load_report(golden: Path) -> Any:
-    return json.loads((golden / "optim" / "report.json").read_text())
+def load_report() -> Any:
+    return recorded_json("optimizer/report")
 
 
 # ---- groups
@@ -92,8 +91,8 @@ def frozen(parameter: Any) -> bool:
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("package", PACKAGES)
-def test_groups_are_the_recorded_ones(shared_golden: Path, package: str, tag: str) -> None:
-    expected = load_report(shared_golden)[f"groups_{tag}"]
+def test_groups_are_the_recorded_ones(package: str, tag: str) -> None:
+    expected = load_report()[f"groups_{tag}"]
     groups = optim_of(package).parameter_groups(build(package, tag))
     assert list(groups) == ["norm", "weight", "bias"]
     assert [len(named) for named in groups.values()] == expected["sizes"]
@@ -103,22 +102,20 @@ def test_groups_are_the_recorded_ones(shared_golden: Path, package: str, tag: st
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_what_is_in_no_group(shared_golden: Path, tag: str) -> None:
+def test_what_is_in_no_group(tag: str) -> None:
     model = build("torch_ref", tag)
     grouped = {name for named in parameter_groups(model).values() for name, _ in named}
     left = [name for name, _ in model.named_parameters() if name not in grouped]
-    assert left == load_report(shared_golden)[f"groups_{tag}"]["not_in_any_group"]
+    assert left == load_report()[f"groups_{tag}"]["not_in_any_group"]
 
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("package", PACKAGES)
-def test_hyperparameters_are_the_recorded_ones(shared_golden: Path, package: str, tag: str) -> None:
+def test_hyperparameters_are_the_recorded_ones(package: str, tag: str) -> None:
     """At batch size 32 nothing is scaled."""
     config = parse(tag).config
     optimizer = optim_of(package).build_optimizer(build(package, tag), config, 32)
-    for group, expected in zip(
-        optimizer.param_groups, load_report(shared_golden)[f"groups_{tag}"]["hyper"], strict=True
-    ):
+    for group, expected in zip(optimizer.param_groups, load_report()[f"groups_{tag}"]["hyper"], strict=True):
         kept = {key: expected[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
         assert {key: group[key] for key in kept} == kept
         assert group.get("dampening", 0) == expected["dampening"]
@@ -135,8 +132,8 @@ def test_an_unknown_optimizer_is_refused(package: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_schedule_follows_the_recorded_trace_exactly(shared_golden: Path, batch_size: int) -> None:
-    expected = load_report(shared_golden)[f"lr_trace_s_bs{batch_size}"]
+def test_schedule_follows_the_recorded_trace_exactly(batch_size: int) -> None:
+    expected = load_report()[f"lr_trace_s_bs{batch_size}"]
     rows = {row[0]: row for row in expected["rows"]}
     schedule = Schedule(load_config("gold_yolo_s").solver, batch_size, steps_per_epoch=400, epochs=8)
     last_update, seen = -1, 0
@@ -152,22 +149,22 @@ def test_schedule_follows_the_recorded_trace_exactly(shared_golden: Path, batch_
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_scaled_settings_are_the_recorded_ones(shared_golden: Path, batch_size: int) -> None:
-    expected = load_report(shared_golden)[f"lr_trace_s_bs{batch_size}"]
+def test_scaled_settings_are_the_recorded_ones(batch_size: int) -> None:
+    expected = load_report()[f"lr_trace_s_bs{batch_size}"]
     solver = load_config("gold_yolo_s").solver
     schedule = Schedule(solver, batch_size, steps_per_epoch=400, epochs=8)
     found = [scaled_lr(solver, batch_size), scaled_weight_decay(solver, batch_size), schedule.warmup_steps]
     assert found == [expected["lr0"], expected["weight_decay"], expected["warmup_stepnum"]]
 
 
-def test_cosine_is_the_recorded_one(shared_golden: Path) -> None:
-    expected = load_report(shared_golden)["cosine_lf_300"]
+def test_cosine_is_the_recorded_one() -> None:
+    expected = load_report()["cosine_lf_300"]
     schedule = Schedule(load_config("gold_yolo_s").solver, 32, steps_per_epoch=1000, epochs=300)
     assert {epoch: schedule.factor(int(epoch)) for epoch in expected} == expected
 
 
-def test_ema_decay_is_the_recorded_one(shared_golden: Path) -> None:
-    expected = load_report(shared_golden)["ema_decay"]
+def test_ema_decay_is_the_recorded_one() -> None:
+    expected = load_report()["ema_decay"]
     assert {updates: ema_decay(int(updates)) for updates in expected} == expected
 
 
@@ -230,7 +227,7 @@ def traced_trainer(package: str, setting: dict[str, Any], first_step: int) -> An
     ("package", "name"),
     [*(("torch_ref", name) for name in TRACES), ("jt_impl", "D_gentle_n")],
 )
-def test_trainers_take_the_recorded_steps(shared_golden: Path, package: str, name: str) -> None:
+def test_trainers_take_the_recorded_steps(package: str, name: str) -> None:
     """Losses, settings, parameters and buffers after each step, and the average after the last.
 
     The bar is 1e-9 of scale, except where the run magnifies rounding beyond it: the report says how far the loss of
@@ -238,12 +235,12 @@ def test_trainers_take_the_recorded_steps(shared_golden: Path, package: str, nam
     trace A after its third step (in warm-up the rate of biases is 0.1) and trace B after its last need it. A state
     after one step is held to the sensitivity of the next step's loss.
     """
-    report, golden = load_report(shared_golden), np.load(shared_golden / "optim" / "traces.npz")
-    recorded, keys = report[f"trace_{name}_f64p"], json.loads(bytes(golden[f"{name}_keys"]))
+    report, golden = load_report(), recorded_arrays("optimizer/steps")
+    recorded, keys = report[f"trace_{name}"], recorded_names(f"optimizer/steps:{name}")
     moved = report[f"sensitivity_{name}"]["f64_input_scaled_by_1_plus_1em12"]
     trainer = traced_trainer(package, recorded["setting"], recorded["rows"][0]["curr_step"])
     inputs = seeded_images((4, 3, recorded["setting"]["size"], recorded["setting"]["size"]))
-    targets = np.load(shared_golden / "train" / "targets.npz")[f"nc{recorded['setting']['nc']}"]
+    targets = recorded_arrays("losses/targets")[f"nc{recorded['setting']['nc']}"]
     for i, row in enumerate(recorded["rows"]):
         result = trainer.step(inputs, targets)
         loss_bar, state_bar = (max(BAR, SENSITIVITY_SHARE * moved[min(j, len(moved) - 1)]) for j in (i, i + 1))
@@ -253,9 +250,9 @@ def test_trainers_take_the_recorded_steps(shared_golden: Path, package: str, nam
         assert [settings.lr, settings.lr, settings.bias_lr] == row["lr"]
         assert [[settings.momentum] * 3, settings.accumulate] == [row["momentum"], row["accumulate"]]
         assert result.updated == row["stepped"]
-        assert trace_distance(converters.read_state(trainer.model), keys, golden[f"{name}_f64p_model"][i]) <= state_bar
+        assert trace_distance(converters.read_state(trainer.model), keys, golden[f"{name}_model"][i]) <= state_bar
     assert trainer.ema.updates == recorded["ema_updates"]
-    assert trace_distance(trainer.ema.state(), keys, golden[f"{name}_f64p_ema"][0]) <= state_bar
+    assert trace_distance(trainer.ema.state(), keys, golden[f"{name}_ema"][0]) <= state_bar
 
 
 # ---- the optimizers alone

@@ -18,6 +18,7 @@ import torch
 
 import torch_ref.postprocess
 from fixtures import detections
+from fixtures.golden import recorded_arrays, recorded_json
 from fixtures.seeded import uniform
 
 Array = npt.NDArray[Any]
@@ -53,15 +54,14 @@ def assert_equal_bits(actual: list[Array], expected: list[Array]) -> None:
 
 
 @lru_cache(maxsize=1)
-def recordings(golden: Path) -> tuple[dict[str, Array], dict[str, Any]]:
-    with np.load(golden / "post" / "nms.npz") as file:
-        return {name: file[name] for name in file.files}, json.loads((golden / "post" / "report.json").read_text())
+def recordings() -> tuple[dict[str, Array], dict[str, Any]]:
+    return recorded_arrays("postprocess/nms"), recorded_json("postprocess/report")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("case", RECORDED)
-def test_detections_are_the_recorded_ones(shared_golden: Path, case: str, package: str) -> None:
-    arrays, report = recordings(shared_golden)
+def test_detections_are_the_recorded_ones(case: str, package: str) -> None:
+    arrays, report = recordings()
     settings = {"multi_label": False} | {ARGUMENTS.get(k, k): v for k, v in report[case]["kw"].items()}
     found = run(package, arrays[f"{case.split('_')[0]}_pred"], **settings)
     assert [len(rows) for rows in found] == report[case]["n"]
@@ -70,8 +70,8 @@ def test_detections_are_the_recorded_ones(shared_golden: Path, case: str, packag
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("case", ["pad", "pad2"])
-def test_boxes_are_scaled_back_as_recorded(shared_golden: Path, case: str, exact: bool) -> None:
-    recorded = recordings(shared_golden)[1]["scale_coords"]
+def test_boxes_are_scaled_back_as_recorded(case: str, exact: bool) -> None:
+    recorded = recordings()[1]["scale_coords"]
     network, image, (ratio, pad) = recorded["args"][case]
     boxes = np.array(recorded["input"], np.float32)
     found = detections.scale_boxes(network, boxes, image, ratio, pad, exact)
@@ -80,9 +80,9 @@ def test_boxes_are_scaled_back_as_recorded(shared_golden: Path, case: str, exact
 
 @pytest.mark.parametrize("coco", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_coco_records_are_the_recorded_ones(shared_golden: Path, exact: bool, coco: bool) -> None:
-    recorded = json.loads((shared_golden / "post" / "coco_results.json").read_text())
-    found = run("torch_ref", recordings(shared_golden)[0]["nc10_pred"], conf_threshold=0.3)
+def test_coco_records_are_the_recorded_ones(exact: bool, coco: bool) -> None:
+    recorded = recorded_json("postprocess/coco_records")
+    found = run("torch_ref", recordings()[0]["nc10_pred"], conf_threshold=0.3)
     records = []
     for rows, (shape, (ratio, pad)), path in zip(found, recorded["shapes"], recorded["paths"], strict=True):
         rows[:, :4] = detections.scale_boxes((640, 640), rows[:, :4], shape, ratio, pad, exact)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import converters
 from alignment_tests.pairs import draw
 from alignment_tests.recordings import parse
 from fixtures.config import GoldYoloConfig, load_config
-from fixtures.golden import Summary, distance, summarise
+from fixtures.golden import Summary, distance, recorded_arrays, recorded_json, recorded_names, summarise
 from fixtures.seeded import seeded_images, seeded_state, uniform
 from torch_ref.attention import DropPath
 from torch_ref.model import build_model
@@ -111,8 +109,8 @@ def test_jittor_has_the_same_keys_shapes_and_flags(size: str, head: str) -> None
 
 @pytest.mark.parametrize("head", ["plain", *TRAINING_HEADS])
 @pytest.mark.parametrize("size", ["n", "n_dfl", "s", "m", "l"])
-def test_parameter_counts(shared_golden: Path, size: str, head: str) -> None:
-    table = json.loads((shared_golden / "inventory" / "summary.json").read_text())["all_heads"]
+def test_parameter_counts(size: str, head: str) -> None:
+    table = recorded_json("structure/counts")["all_heads"]
     suffix = "std" if head == "plain" else head
     rows = {key: row for key, row in table.items() if key.startswith(f"{size}_nc") and key.endswith(f"_{suffix}")}
     assert rows or (size in "ml" and head == "distill_ns"), "nothing was recorded"
@@ -181,9 +179,8 @@ def golden_losses(model: Any, tag: str, run: str, targets: Array) -> Any:
 
 
 @lru_cache(maxsize=len(GOLDEN_RUNS))
-def recorded_run(folder: Path, tag: str, run: str) -> Recorded:
-    with np.load(folder / "targets.npz") as file:
-        targets = file[tag.split("_")[-1]]
+def recorded_run(tag: str, run: str) -> Recorded:
+    targets = recorded_arrays("losses/targets")[tag.split("_")[-1]]
     model = golden_student(tag, run)
     losses = as_dict(golden_losses(model, tag, run, targets))
     losses["total"].backward()
@@ -194,19 +191,18 @@ def recorded_run(folder: Path, tag: str, run: str) -> Recorded:
 
 
 @pytest.mark.parametrize(("tag", "run"), GOLDEN_RUNS)
-def test_golden_losses(shared_golden: Path, tag: str, run: str) -> None:
-    expected = json.loads((shared_golden / "train" / "variants_report.json").read_text())[f"{tag}_{run}_f64p"]
-    losses = recorded_run(shared_golden / "train", tag, run).losses
+def test_golden_losses(tag: str, run: str) -> None:
+    expected = recorded_json("heads/runs")[f"{tag}_{run}"]
+    losses = recorded_run(tag, run).losses
     actual = [losses[name] for name in ("total", "iou", "dfl", "cls", "feature") if name in losses]
     assert actual == pytest.approx([expected["total"], *expected["items"]], rel=GOLDEN_BAR, abs=0)
 
 
 @pytest.mark.parametrize(("tag", "run"), GOLDEN_RUNS)
-def test_golden_gradients(shared_golden: Path, tag: str, run: str) -> None:
-    actual = recorded_run(shared_golden / "train", tag, run).gradients
-    with np.load(shared_golden / "train" / "variants.npz") as file:
-        names = json.loads(bytes(file[f"{tag}_{run}_f64p_names"]))
-        expected = dict(zip(names, file[f"{tag}_{run}_f64p_grad_l2"].tolist(), strict=True))
+def test_golden_gradients(tag: str, run: str) -> None:
+    actual = recorded_run(tag, run).gradients
+    names = recorded_names(f"heads/runs:{tag}_{run}")
+    expected = dict(zip(names, recorded_arrays("heads/runs")[f"{tag}_{run}_grad_l2"].tolist(), strict=True))
     assert list(actual) == names
     frozen = [name for name, norm in expected.items() if np.isnan(norm)]
     assert [name for name, norm in actual.items() if np.isnan(norm)] == frozen
@@ -216,20 +212,19 @@ def test_golden_gradients(shared_golden: Path, tag: str, run: str) -> None:
 
 
 @pytest.mark.parametrize("run", ["fuse_ab", "distill_ns_feat0", "distill_ns_feat1", "distill_w0.8", "droppath0.5"])
-def test_golden_gradients_as_a_whole(shared_golden: Path, run: str) -> None:
+def test_golden_gradients_as_a_whole(run: str) -> None:
     tag = next(tag for tag, name in GOLDEN_RUNS if name == run)
-    expected = json.loads((shared_golden / "train" / "variants_report.json").read_text())[f"{tag}_{run}_f64p"]
-    norms = np.array(list(recorded_run(shared_golden / "train", tag, run).gradients.values()))
+    expected = recorded_json("heads/runs")[f"{tag}_{run}"]
+    norms = np.array(list(recorded_run(tag, run).gradients.values()))
     assert np.sqrt(np.nansum(norms * norms)) == pytest.approx(expected["grad_l2"], rel=GOLDEN_BAR, abs=0)
 
 
 @pytest.mark.parametrize("head", TRAINING_HEADS)
 @pytest.mark.parametrize("tag", ["n_dfl_nc80", "s_nc10"])
-def test_golden_detections(shared_golden: Path, tag: str, head: str) -> None:
-    with np.load(shared_golden / "train" / "variants.npz") as file:
-        array = file[f"{tag}_{head}_f64p_eval"]
+def test_golden_detections(tag: str, head: str) -> None:
+    array = recorded_arrays("heads/runs")[f"{tag}_{head}_eval"]
     if head == "fuse_ab":  # recorded after the training pass had moved the running statistics
-        model = recorded_run(shared_golden / "train", tag, head).model
+        model = recorded_run(tag, head).model
     else:
         model = seeded("torch_ref", with_head(parse(tag).config, head))
     with torch.no_grad():

@@ -73,7 +73,7 @@ FOUR_MAPS = [signed(8, 1, 2, 32, 48), signed(9, 1, 2, 16, 24), signed(10, 1, 2, 
 THREE_MAPS = [signed(14, 1, 4, 16, 24), signed(15, 1, 4, 8, 12), signed(16, 1, 4, 4, 6)]
 GEOMETRIES = [((13, 20), (7, 10)), ((52, 80), (7, 10)), ((7, 7), (4, 4)), ((20, 20), (10, 10)), ((8, 13), (4, 7))]
 
-# As recorded from the public implementation (golden/UNITS.md).
+# As recorded from the public implementation (fixtures/golden/public/modules/alone.npz).
 UNITS: dict[str, Unit] = {
     "inject_same": injection((8, 10), (8, 10)),
     "inject_up": injection((8, 10), (3, 5)),

@@ -13,6 +13,7 @@ WHEELS ?= build/wheels
 GPU_PYTHON ?= 3.12
 GPU_ARGS ?=
 DRY ?=
+SLICE :=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -23,7 +24,7 @@ ROOM := import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
 	sys.exit(f"{free:.1f} GB are free here, and the packages take 7 GB: free some space" if free < 7 else 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup align test demo bench proof gpu gpu-wheels doctor clean
+.PHONY: help setup align check test demo bench proof gpu gpu-wheels doctor clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -36,11 +37,16 @@ setup: $(INSTALLED) ## Make .venv, install everything, compile Jittor (minutes, 
 align: setup ## Compare the two implementations layer by layer and write a report
 	$(RUN) -m alignment_tests --config $(CONFIG) --image-size $(SIZE) $(if $(IMAGES),--images '$(IMAGES)')
 
+check: setup ## Between two edits: ruff, mypy and a slice of every room (3 minutes)
+check: SLICE := -m check
+
 test: setup ## Run ruff, mypy and pytest
+
+check test:
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(SLICE) $(PYTEST_ARGS)
 
 demo: setup ## Data, training, testing, comparison on drawn shapes, end to end (minutes)
 	$(RUN) -m alignment_tests.demo --output-dir experiments/demo --lang $(LANGUAGE)

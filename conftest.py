@@ -13,6 +13,7 @@ pytest_plugins = [
     "alignment_tests.harness.plugin",
     "alignment_tests.harness.sharding",
     "alignment_tests.bench.plugin",
+    "alignment_tests.check",
     "alignment_tests.dead_workers",
 ]
 # The files that take minutes, longest first. pytest-xdist would begin with those that have most tests, and one worker

@@ -50,7 +50,7 @@ def run_suite(folder: Path, files: dict[str, str]) -> tuple[int, list[str]]:
     """Exit code and output of the files, run as ``make test`` runs the suite; none may take a minute."""
     for name, text in files.items():
         (folder / f"{name if name == 'conftest' else f'test_{name}'}.py").write_text(text)
-    line = re.search(r"-m pytest (.*) \$\(PYTEST_ARGS\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    line = re.search(r"-m pytest (.*) \$\(SLICE\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert line is not None
     options = shlex.split(line[1].replace("$(WORKERS)", "2"))
     given = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider"]

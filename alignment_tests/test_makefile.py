@@ -1,4 +1,4 @@
-"""``make setup`` on a machine that cannot take it: one line at once, and nothing half made."""
+"""``make setup`` where the packages cannot go: one line at once, and nothing half made. What ``make check`` runs."""
 
 from __future__ import annotations
 
@@ -40,3 +40,23 @@ def test_a_machine_that_cannot_take_the_packages_is_told_at_once(what: str, tmp_
     assert result.returncode == 2
     assert SAID[what] in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def commands(target: str) -> list[str]:
+    """What the target runs once the environment stands."""
+    words = ["make", "--dry-run", target, "PYTEST_ARGS=-x"]
+    # Of the environment that a `make` above hands down, nothing may arrive.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    result = subprocess.run(words, cwd=ROOT, env=inherited, capture_output=True, text=True, check=True)
+    return [
+        line.split("python -m ", 1)[1] for line in result.stdout.splitlines() if line.startswith(".venv/bin/python -m")
+    ]
+
+
+def test_the_check_runs_what_the_test_does_over_a_slice() -> None:
+    check, test = commands("check"), commands("test")
+    assert check[-4:-1] == test[-4:-1] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert " -m check " in check[-1]
+    assert check[-1].replace(" -m check ", " ").split() == test[-1].split()
+    assert test[-1].startswith("pytest ")
+    assert test[-1].endswith(" -x")

@@ -148,6 +148,11 @@ def replayed_item(with_mosaic: bool, with_mixup: bool) -> SampleDraw:
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
+def test_photographs_have_the_recorded_bits(number: int) -> None:
+    assert hashlib.sha256(photograph(number).tobytes()).hexdigest() == report()[f"image{number}"]["sha256"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("case", LETTERBOXES)
 def test_letterbox_is_the_recorded_one(number: int, case: str) -> None:
     expected = report()[f"letterbox_{number}_{case}"]

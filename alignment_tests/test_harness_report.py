@@ -691,18 +691,6 @@ def test_a_training_report_without_a_free_run_says_so() -> None:
     )
 
 
-def test_a_free_run_that_proves_nothing_says_so() -> None:
-    """The limit is 16 times the reference's own drift; 1 is what a candidate drifts that never moves."""
-    chaotic = {**CURVES, "drift, reference float32": (1e-3, 0.1, 1e-3)}
-    assert digest.unjudged_from(training_report(curves=chaotic), "float32") == 1
-    assert any("proves nothing from step 1 on" in text for text in digest.caveats(training_report(curves=chaotic)))
-    nudged = training_report(curves={**chaotic, "drift, reference float64 nudged": (1e-16, 1e-14, 1e-13)})
-    assert digest.unjudged_from(nudged, "float64") is None
-    assert digest.unjudged_from(nudged, "float32") == 1
-    assert digest.unjudged_from(sample("training"), "float32") is None
-    assert digest.unjudged_from(sample("aligned"), "float32") is None
-
-
 def test_gradients_that_inform_only_do_not_drift() -> None:
     rows = training_rows()
     grown = [replace(row, accumulated=comparison(1e-1, "float32")) if row.reason == INFORMS else row for row in rows]
@@ -720,16 +708,15 @@ def test_loss_plot_names_every_curve() -> None:
     assert "reference float64 4 to 2.5" in plot.alt
 
 
-def test_drift_plot_shows_the_limit_and_what_is_beyond() -> None:
+def test_drift_plot_shows_every_run_and_what_is_no_number() -> None:
     good, bad = plot_steps.drift_by_step(sample("training")), plot_steps.drift_by_step(sample("wrong backward"))
     assert good is not None
     assert bad is not None
-    assert "limit: 16 x the reference" in good.svg
+    assert all(name in good.svg for name in ("reference float32", "candidate float64", "candidate float32"))
     assert "exact zeros are drawn on the lowest line" in good.svg
-    assert "0 points lie beyond the limit" in good.alt
-    assert "beyond the limit (1)" in bad.svg
+    assert "0 points are not finite" in good.alt
     assert "not finite (1)" in bad.svg
-    assert "2 points lie beyond the limit" in bad.alt
+    assert "1 points are not finite" in bad.alt
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

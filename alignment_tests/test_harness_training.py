@@ -19,6 +19,7 @@ from alignment_tests.harness import Report
 from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.compare import compare_arrays
 from alignment_tests.harness.phases import PHASES, ancestors, causal_order, magnitudes
+from alignment_tests.harness.trainee import Share, alike_by_image
 from alignment_tests.harness.training import align_training
 from fixtures.seeded import uniform
 
@@ -124,13 +125,19 @@ class ToyTrainee:
                     (self.velocity if phase == "momentum" else self.ema)[key] = value
         self.step = int(state["position/step"])
 
-    def margins(self, outputs: Tensor, batch: Array) -> dict[str, Array]:
-        ranked = outputs.detach().flatten(2)
-        middle = ranked.mean(-1, keepdim=True)
-        return {"chosen": ((ranked - middle).abs() / ranked.abs().amax(-1, keepdim=True)).numpy()}
+    def margins(self, exact: Tensor, outputs: Tensor, batch: Array, share: Share) -> dict[str, Array]:
+        ranked, own = exact.detach().flatten(2), outputs.detach().flatten(2).double()
+        size = ranked.abs().amax(-1, keepdim=True)
+        errors = ((own - ranked) / size).abs().amax(-1, keepdim=True)
+        return {"chosen": share(gaps(ranked), errors).numpy()}
 
-    def decision_values(self, outputs: Tensor, batch: Array) -> Array:
-        return outputs.detach().abs().numpy().astype(np.float64)
+    def alike(self, name: str, sides: Sequence[Mapping[str, Array]]) -> Array:
+        return alike_by_image(sides)
+
+
+def gaps(ranked: Tensor) -> Tensor:
+    """How far each position is from being chosen or not, relative."""
+    return (ranked - ranked.mean(-1, keepdim=True)).abs() / ranked.abs().amax(-1, keepdim=True)
 
 
 BATCHES = [uniform(seed, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12).astype(np.float32) for seed in range(4)]
@@ -303,11 +310,11 @@ def test_a_module_that_fails_backward_alone_is_a_finding() -> None:
 def test_decisions_may_differ_within_the_float_error_only() -> None:
     def decides_otherwise(margin: float) -> Fault:
         def plant(trainee: ToyTrainee) -> None:
-            assign, margins = trainee.assign, trainee.margins
+            assign = trainee.assign
 
             def other(outputs: Tensor, batch: Array) -> dict[str, Any]:
                 made = assign(outputs, batch)
-                close = torch.from_numpy(margins(outputs, batch)["chosen"])
+                close = gaps(outputs.detach().flatten(2))
                 place = int((close - margin).abs().argmin())
                 chosen = made["chosen"].clone()
                 chosen.view(-1)[place] = ~chosen.view(-1)[place]
@@ -320,7 +327,7 @@ def test_decisions_may_differ_within_the_float_error_only() -> None:
     report = compare_with(decides_otherwise(0.5), precisions=("float32",), free_running=False)
     assert report.first_divergence is not None
     assert report.first_divergence.name == "assignment/chosen"
-    assert "by margins of" in report.first_divergence.reason
+    assert "of what rounding may do" in report.first_divergence.reason
 
 
 class Weighing(ToyTrainee):
@@ -332,7 +339,7 @@ class Weighing(ToyTrainee):
     def assign(self, outputs: Tensor, batch: Array) -> dict[str, Any]:
         chosen, values = super().assign(outputs, batch)["chosen"].clone(), outputs.detach().flatten(2)
         if self.dtype == torch.float32:
-            close = torch.from_numpy(super().margins(outputs, batch)["chosen"])
+            close = gaps(outputs.detach().flatten(2))
             for image in self.otherwise:
                 place = int(close[image].argmin())
                 chosen[image].view(-1)[place] ^= True
@@ -340,16 +347,13 @@ class Weighing(ToyTrainee):
         worth[1] *= self.factor
         return {"chosen": chosen, "worth": worth}
 
-    def margins(self, outputs: Tensor, batch: Array) -> dict[str, Array]:
-        return super().margins(outputs, batch) | {"worth": np.zeros(0)}
-
 
 @pytest.mark.parametrize(
     ("otherwise", "factor", "told"),
     [
         ((), 1.0, "within"),
-        ((0,), 1.0, "in 1 of 2 images, where all sides decide alike"),
-        ((0,), 1.001, "in 1 of 2 images, where all sides decide alike"),
+        ((0,), 1.0, "in 1 of 2 places, where all sides decide alike"),
+        ((0,), 1.001, "in 1 of 2 places, where all sides decide alike"),
         ((0, 1), 1.0, "in no step did all sides decide alike"),
     ],
 )
@@ -369,27 +373,112 @@ def test_values_behind_decisions_are_compared_where_all_sides_decide_alike(
     assert (row.verdict == "pass") == passes == report.aligned
 
 
-def test_a_candidate_that_drifts_is_told() -> None:
-    class Restless(ToyTrainee):
-        """Aligned whenever it starts from the reference's state, noisy when it runs on its own."""
+class Restless(ToyTrainee):
+    """Aligned whenever it starts from a loaded state; on its own it makes one thing otherwise, of size ``by``."""
 
-        def __init__(self, precision: str) -> None:
-            super().__init__(precision)
-            self.loads = 0
+    by = 1e-3
 
-        def load(self, state: Mapping[str, Array]) -> None:
-            super().load(state)
-            self.loads += 1
+    def __init__(self, precision: str) -> None:
+        super().__init__(precision)
+        self.loads = 0
 
-        def update(self, gradients: Mapping[str, Array] | None) -> None:
-            super().update(gradients)
-            if self.loads == 1 and self.step > 1:  # loaded once, at the start of the free run
-                with torch.no_grad():
-                    next(iter(self.model.parameters())).add_(1e-3)
+    def load(self, state: Mapping[str, Array]) -> None:
+        super().load(state)
+        self.loads += 1
 
-    report = align_training(ToyTrainee, Restless, BATCHES, precisions=("float64",))
-    assert not report.aligned
-    assert any(problem.startswith("free-running (float64): FAIL") for problem in report.problems)
+    def update(self, gradients: Mapping[str, Array] | None) -> None:
+        super().update(gradients)
+        if self.loads == 1 and self.step > 1:  # loaded once, at the start of the free run
+            with torch.no_grad():
+                next(iter(self.model.parameters())).mul_(1.0 + self.by)
+
+
+@pytest.mark.parametrize(("by", "aligned"), [(1e-3, False), (1e-8, False), (1e-12, True)])
+def test_what_is_carried_beside_the_state_is_found(by: float, aligned: bool) -> None:
+    """A step of the candidate on its own is the reference's from the same state, however far both runs have drifted."""
+
+    def restless(precision: str) -> Restless:
+        made = Restless(precision)
+        made.by = by
+        return made
+
+    report = align_training(ToyTrainee, restless, BATCHES, precisions=("float64",))
+    assert report.aligned == aligned
+    fact = report.checks["free-running (float64)"]
+    assert fact.startswith("FAIL") != aligned
+    assert ("step 1: parameter/first.conv.weight: " in fact) != aligned
+
+
+class Lucky(ToyTrainee):
+    """Its loss in float32 is off by ``by``, but for the one of the first state, which is exact by luck."""
+
+    by = 0.0
+
+    def losses(self, outputs: Tensor, batch: Array, assignment: Mapping[str, Any]) -> dict[str, Any]:
+        terms = super().losses(outputs, batch, assignment)
+        if self.dtype == torch.float64:
+            return terms
+        exact = super().losses(outputs.double(), batch, assignment)
+        untouched = float(next(iter(self.model.parameters())).detach().double().sum()) == self.first_sum
+        return {name: (exact[name] * (1.0 if untouched else 1.0 + self.by)).float() for name in terms}
+
+    def __init__(self, precision: str) -> None:
+        super().__init__(precision)
+        self.first_sum = float(next(iter(self.model.parameters())).detach().double().sum())
+
+
+@pytest.mark.parametrize(
+    ("own", "candidates", "aligned"), [(1e-6, 8e-6, True), (1e-6, 1e-4, False), (0.0, 8e-6, False)]
+)
+def test_a_lucky_number_of_the_reference_is_no_unit(own: float, candidates: float, aligned: bool) -> None:
+    """Further runs, with weights moved by a rounding, show what the reference's error is when it has no luck."""
+
+    class Off(ToyTrainee):
+        def losses(self, outputs: Tensor, batch: Array, assignment: Mapping[str, Any]) -> dict[str, Any]:
+            terms = super().losses(outputs, batch, assignment)
+            return {name: term * (1.0 + candidates * (self.dtype == torch.float32)) for name, term in terms.items()}
+
+    class Own(Lucky):
+        by = own
+
+    report = align_training(Own, Off, BATCHES[:1], precisions=("float32",), free_running=False, isolated=False)
+    row = next(row for row in report.rows if row.name == "loss/first")
+    assert (row.verdict == "pass") == aligned
+    assert "in 4 further runs, its weights or inputs moved by a rounding" in row.reason
+
+
+class Steep(ToyTrainee):
+    """A loss that magnifies rounding a million times. The candidate sums in another order."""
+
+    other, wrong = False, 0.0
+
+    def losses(self, outputs: Tensor, batch: Array, assignment: Mapping[str, Any]) -> dict[str, Any]:
+        flat = outputs.flatten()
+        total = flat.flip(0).cumsum(0)[-1] if self.other else flat.cumsum(0)[-1]
+        steep = 2.0 + torch.cos(1e6 * total)
+        return {"total": steep * (1.0 + self.wrong), "steep": steep * (1.0 + self.wrong)}
+
+    def assign(self, outputs: Tensor, batch: Array) -> dict[str, Any]:
+        return {}
+
+
+class OtherOrder(Steep):
+    other = True
+
+
+class Wrong(OtherOrder):
+    wrong = 1e-4
+
+
+@pytest.mark.parametrize(("candidate", "aligned"), [(OtherOrder, True), (Wrong, False)])
+def test_rounding_that_a_step_magnifies_beyond_the_bar_is_measured(candidate: type[Steep], aligned: bool) -> None:
+    report = align_training(Steep, candidate, BATCHES[:1], precisions=("float64",), free_running=False, isolated=False)
+    row = next(row for row in report.rows if row.name == "loss/steep")
+    assert row.accumulated is not None
+    assert row.accumulated.smallest_tolerance is not None
+    assert row.accumulated.smallest_tolerance > 1e-9
+    assert (row.verdict == "pass") == aligned
+    assert ("further runs, its weights or inputs moved by 16 roundings" in row.reason) == aligned
 
 
 def test_a_parameter_without_gradient_in_the_candidate_is_missing() -> None:

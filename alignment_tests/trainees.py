@@ -6,20 +6,25 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 import converters
 from alignment_tests.harness.adapters import adapter_for
+from alignment_tests.harness.trainee import Share
 from converters.optimizer_state import TrainingState
 from fixtures.config import GoldYoloConfig
 from fixtures.schedule import Schedule
 from fixtures.seeded import initial_state, seeded_state
 
+if TYPE_CHECKING:  # it imports PyTorch
+    from alignment_tests.margins import Decided
+
 Array = npt.NDArray[Any]
 BRANCHES = ("", "anchored.")  # of the anchor-aided head's pair of assignments
+DECISIONS = ("foreground", "labels", "matched")
 TAUGHT = ("teacher.scores", "teacher.distances")  # beside the assignment: the other part of what is to be learned
 
 
@@ -123,13 +128,14 @@ class GoldYoloTrainee:
         return self.trainer.forward(batch.images)
 
     def assign(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Labels and boxes are zeroed where they mean nothing. What a teacher says stands beside them."""
+        """Labels, slots and boxes are zeroed where they mean nothing. What a teacher says stands beside them."""
         made = self.trainer.assign(outputs, batch.targets)
         named = {}
         for prefix, assignment in zip(BRANCHES, made if isinstance(made, tuple) else (made,), strict=False):
             foreground = assignment.foreground
             named[f"{prefix}foreground"] = foreground
             named[f"{prefix}labels"] = self.masked(assignment.labels, foreground)
+            named[f"{prefix}matched"] = self.masked(assignment.matched, foreground)
             named[f"{prefix}boxes"] = self.masked(assignment.boxes, foreground.unsqueeze(-1))
             named[f"{prefix}scores"] = assignment.scores
         if self.trainer.teacher is not None:
@@ -145,8 +151,9 @@ class GoldYoloTrainee:
         tensors = {name: self.tensor(value) for name, value in assignment.items()}
         made = [
             self.make_assignment(
-                self.label_type(tensors[f"{prefix}labels"]),
-                *(tensors[prefix + name] for name in ("boxes", "scores", "foreground")),
+                labels=self.index_type(tensors[f"{prefix}labels"]),
+                matched=self.index_type(tensors[f"{prefix}matched"]),
+                **{name: tensors[prefix + name] for name in ("boxes", "scores", "foreground")},
             )
             for prefix in BRANCHES
             if f"{prefix}labels" in tensors
@@ -162,7 +169,7 @@ class GoldYoloTrainee:
             return value
         return self.adapter.from_numpy(value.astype(self.precision) if value.dtype.kind == "f" else value)
 
-    def label_type(self, tensor: Any) -> Any:
+    def index_type(self, tensor: Any) -> Any:
         """PyTorch indexes with int64 only."""
         return tensor.long() if self.adapter.name == "torch" else tensor
 
@@ -209,29 +216,36 @@ class GoldYoloTrainee:
             )
         )
 
-    def margins(self, outputs: Any, batch: Batch) -> dict[str, Array]:
-        """Of the task-aligned assigner; others are compared exactly."""
-        from torch_ref.assigners import task_aligned_margins
+    def margins(self, exact: Any, outputs: Any, batch: Batch, share: Share) -> dict[str, Array]:
+        from alignment_tests.margins import atss_margins, task_aligned_margins
 
-        if self.trainer.assigner != "tal":
-            return {}
         found: dict[str, Array] = {}
-        for prefix, loss, branch, top in self.branches(outputs):
-            margins = task_aligned_margins(*decided_on(loss, branch, batch), top).numpy()
-            named = dict.fromkeys(("foreground", "labels", "boxes", "scores"), margins)
-            found |= {f"{prefix}{name}": values for name, values in named.items()}
+        for (prefix, loss, branch, top), (_, _, own, _) in zip(
+            self.branches(exact), self.branches(outputs), strict=True
+        ):
+            sides = decided_on(loss, branch, batch), decided_on(loss, own, batch)
+            # The anchored branch is task-aligned whatever the assigner.
+            by_distance = self.trainer.assigner == "atss" and not prefix
+            margins = atss_margins(*sides, share) if by_distance else task_aligned_margins(*sides, top, share)
+            found |= {prefix + name: margins.numpy() for name in DECISIONS}
         return found
 
-    def decision_values(self, outputs: Any, batch: Batch) -> Array:
-        from torch_ref.assigners import task_aligned_metrics
-
-        if self.trainer.assigner != "tal":
-            return np.zeros(0)
-        parts = [
-            task_aligned_metrics(*decided_on(loss, branch, batch)).numpy().astype(np.float64).reshape(-1)
-            for _, loss, branch, _ in self.branches(outputs)
-        ]
-        return np.concatenate(parts)
+    def alike(self, name: str, sides: Sequence[Mapping[str, Array]]) -> Array:
+        """Boxes hang on their own anchor's decisions, scores on those of all anchors of their box. (N, A)."""
+        if name in TAUGHT:
+            return np.ones(len(next(iter(sides[0].values()))), bool)
+        prefix = name.rpartition(".")[0]
+        prefix = f"{prefix}." if prefix else ""
+        named = [[side[prefix + key] for key in DECISIONS] for side in sides]
+        same = np.logical_and.reduce([a == b for side in named[1:] for a, b in zip(named[0], side, strict=True)])
+        if not name.endswith("scores"):
+            return same
+        owners = [np.where(foreground, matched, -1) for foreground, _, matched in named]
+        kept = same.copy()
+        for image in np.flatnonzero(~same.all(axis=1)):
+            moved = np.unique([owner[image][~same[image]] for owner in owners])
+            kept[image] &= ~np.isin(owners[0][image], moved[moved >= 0])
+        return kept
 
     def branches(self, outputs: Any) -> list[tuple[str, Any, Any, int]]:
         """(prefix, loss, its outputs, candidates per box) of every branch of the head."""
@@ -245,11 +259,14 @@ class GoldYoloTrainee:
         return [("", loss.free, free, TAL_TOPK), ("anchored.", loss.anchored, anchored, ANCHORED_TOPK)]
 
 
-def decided_on(loss: Any, outputs: Any, batch: Batch) -> tuple[Any, Any, Any, Any]:
-    """Scores, boxes and points in pixels, and the boxes to assign: the arguments of the assigner."""
+def decided_on(loss: Any, outputs: Any, batch: Batch) -> Decided:
+    """The arguments of the assigner."""
+    from alignment_tests.margins import Decided
+
     grid, scores = loss.grid(outputs), outputs[1].detach()
     boxes = loss.predicted_boxes(outputs).detach() * grid.strides
-    return scores, boxes, grid.pixel_points, loss.ground_truth(batch.targets, scores)
+    truth = loss.ground_truth(batch.targets, scores)
+    return Decided(scores, boxes, grid.pixel_points, truth, grid.anchors, grid.level_sizes)
 
 
 def phase_of(name: str) -> str:

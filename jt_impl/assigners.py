@@ -25,19 +25,22 @@ METRIC_EPS = 1e-9
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each anchor has to learn. Labels and boxes mean something only where ``foreground`` is set.
+    """What each anchor has to learn. ``scores`` aside, it means something only where
+    ``foreground`` is set.
 
     Attributes:
         labels: (N, A) int32 classes.
         boxes: (N, A, 4) xyxy, pixels.
         scores: (N, A, classes) target scores, zero for background.
         foreground: (N, A) bool.
+        matched: (N, A) int32, slot of the box in ``GroundTruth``.
     """
 
     labels: Var
     boxes: Var
     scores: Var
     foreground: Var
+    matched: Var
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,15 @@ def resolve_conflicts(claims: Var, overlaps: Var) -> Var:
     return (contested & best) | (jt.logical_not(contested) & claims)
 
 
-def targets_of(owned: Var, truth: GroundTruth) -> tuple[Var, Var, Var]:
-    """Label and box of the one box that owns each anchor (slot 0 where none does), and the foreground mask."""
-    owner = jt.argmax(owned.int32(), 1)[0]  # (N, A)
-    boxes = take(truth.boxes, 1, owner.unsqueeze(-1))
-    return jt.gather(truth.labels, 1, owner), boxes, owned.int32().sum(1) > 0
+def assignment_of(owned: Var, values: Var, truth: GroundTruth, classes: int) -> Assignment:
+    """What follows from the one box that owns each anchor: ``owned`` (N, M, A) bool; slot 0 where none does.
+
+    ``values`` (N, A) are the target scores, of the box's class.
+    """
+    matched = jt.argmax(owned.int32(), 1)[0]  # (N, A)
+    boxes = take(truth.boxes, 1, matched.unsqueeze(-1))
+    labels = jt.gather(truth.labels, 1, matched)
+    return Assignment(labels, boxes, one_hot_scores(labels, values, classes), owned.int32().sum(1) > 0, matched)
 
 
 def one_hot_scores(labels: Var, values: Var, classes: int) -> Var:
@@ -115,12 +122,11 @@ def assign_task_aligned(scores: Var, boxes: Var, points: Var, truth: GroundTruth
     metrics, overlaps, inside = task_alignment(scores, boxes, points, truth)
     chosen = top_k(metrics * as_float(inside, metrics), top)
     owned = resolve_conflicts(chosen & inside & truth.valid.unsqueeze(-1), overlaps)
-    labels, target_boxes, foreground = targets_of(owned, truth)
     weights = as_float(owned, metrics)
     metrics = metrics * weights
     best_metric, best_overlap = metrics.max(-1, keepdims=True), (overlaps * weights).max(-1, keepdims=True)
     values = (metrics * best_overlap / (best_metric + constant(METRIC_EPS, metrics))).max(1)
-    return Assignment(labels, target_boxes, one_hot_scores(labels, values, scores.shape[-1]), foreground)
+    return assignment_of(owned, values, truth, scores.shape[-1])
 
 
 @without_gradient
@@ -144,6 +150,18 @@ def assign_atss(
         classes: number of classes.
         top: candidates per box and level, by distance of the centres.
     """
+    overlaps, _, candidates, threshold = sampling(points, anchors, level_sizes, truth, top)
+    claims = candidates & (overlaps > threshold) & points_inside(points, truth.boxes) & truth.valid.unsqueeze(-1)
+    owned = resolve_conflicts(claims, overlaps)
+    values = (pairwise_iou(truth.boxes, boxes) * as_float(owned, overlaps)).max(1)
+    return assignment_of(owned, values, truth, classes)
+
+
+def sampling(
+    points: Var, anchors: Var, level_sizes: tuple[int, ...], truth: GroundTruth, top: int = ATSS_TOPK
+) -> tuple[Var, Var, Var, Var]:
+    """What ATSS decides on, of every box with every anchor: overlap, distance of the centres, whether it is a candidate
+    (N, M, A each), and the overlap that a box's candidates have to exceed (N, M, 1)."""
     overlaps = pairwise_iou(truth.boxes, anchors.unsqueeze(0))
     centres = (truth.boxes[..., :2] + truth.boxes[..., 2:]) / 2
     offsets = centres.unsqueeze(2) - points  # (N, M, A, 2)
@@ -154,9 +172,4 @@ def assign_atss(
     mean = (overlaps * taken).sum(-1, keepdims=True) / count
     centred = (overlaps - mean) * taken
     spread = (centred * centred).sum(-1, keepdims=True) / (count - 1)
-    above = overlaps > mean + jt.sqrt(spread)
-    claims = candidates & above & points_inside(points, truth.boxes) & truth.valid.unsqueeze(-1)
-    owned = resolve_conflicts(claims, overlaps)
-    labels, target_boxes, foreground = targets_of(owned, truth)
-    values = (pairwise_iou(truth.boxes, boxes) * as_float(owned, overlaps)).max(1)
-    return Assignment(labels, target_boxes, one_hot_scores(labels, values, classes), foreground)
+    return overlaps, distances, candidates, mean + jt.sqrt(spread)

@@ -23,19 +23,22 @@ METRIC_EPS = 1e-9
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each anchor has to learn. Labels and boxes mean something only where ``foreground`` is set.
+    """What each anchor has to learn. ``scores`` aside, it means something only where
+    ``foreground`` is set.
 
     Attributes:
         labels: (N, A) int64 classes.
         boxes: (N, A, 4) xyxy, pixels.
         scores: (N, A, classes) target scores, zero for background.
         foreground: (N, A) bool.
+        matched: (N, A) int64, slot of the box in ``GroundTruth``.
     """
 
     labels: Tensor
     boxes: Tensor
     scores: Tensor
     foreground: Tensor
+    matched: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,15 @@ def resolve_conflicts(claims: Tensor, overlaps: Tensor) -> Tensor:
     return torch.where(contested, best, claims)
 
 
-def targets_of(owned: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
-    """Label and box of the one box that owns each anchor (slot 0 where none does), and the foreground mask."""
-    owner = owned.int().argmax(1)  # (N, A)
-    boxes = truth.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-    return truth.labels.gather(1, owner), boxes, owned.any(1)
+def assignment_of(owned: Tensor, values: Tensor, truth: GroundTruth, classes: int) -> Assignment:
+    """What follows from the one box that owns each anchor: ``owned`` (N, M, A) bool; slot 0 where none does.
+
+    ``values`` (N, A) are the target scores, of the box's class.
+    """
+    matched = owned.int().argmax(1)  # (N, A)
+    boxes = truth.boxes.gather(1, matched.unsqueeze(-1).expand(-1, -1, 4))
+    labels = truth.labels.gather(1, matched)
+    return Assignment(labels, boxes, one_hot_scores(labels, values, classes), owned.any(1), matched)
 
 
 def one_hot_scores(labels: Tensor, values: Tensor, classes: int) -> Tensor:
@@ -111,11 +118,10 @@ def assign_task_aligned(
     metrics, overlaps, inside = task_alignment(scores, boxes, points, truth)
     chosen = top_k(metrics * inside, top)
     owned = resolve_conflicts(chosen & inside & truth.valid.unsqueeze(-1), overlaps)
-    labels, target_boxes, foreground = targets_of(owned, truth)
     metrics = metrics * owned
     best_metric, best_overlap = metrics.amax(-1, keepdim=True), (overlaps * owned).amax(-1, keepdim=True)
     values = (metrics * best_overlap / (best_metric + METRIC_EPS)).amax(1)
-    return Assignment(labels, target_boxes, one_hot_scores(labels, values, scores.shape[-1]), foreground)
+    return assignment_of(owned, values, truth, scores.shape[-1])
 
 
 @torch.no_grad()
@@ -139,6 +145,18 @@ def assign_atss(
         classes: number of classes.
         top: candidates per box and level, by distance of the centres.
     """
+    overlaps, _, candidates, threshold = sampling(points, anchors, level_sizes, truth, top)
+    claims = candidates & (overlaps > threshold) & points_inside(points, truth.boxes) & truth.valid.unsqueeze(-1)
+    owned = resolve_conflicts(claims, overlaps)
+    values = (pairwise_iou(truth.boxes, boxes) * owned).amax(1)
+    return assignment_of(owned, values, truth, classes)
+
+
+def sampling(
+    points: Tensor, anchors: Tensor, level_sizes: tuple[int, ...], truth: GroundTruth, top: int = ATSS_TOPK
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ATSS decides on, of every box with every anchor: overlap, distance of the centres, whether it is a candidate
+    (N, M, A each), and the overlap that a box's candidates have to exceed (N, M, 1)."""
     overlaps = pairwise_iou(truth.boxes, anchors.unsqueeze(0))
     centres = (truth.boxes[..., :2] + truth.boxes[..., 2:]) / 2
     offsets = centres.unsqueeze(2) - points  # (N, M, A, 2)
@@ -147,42 +165,4 @@ def assign_atss(
     count = sum(min(top, size) for size in level_sizes)
     mean = (overlaps * candidates).sum(-1, keepdim=True) / count
     spread = ((overlaps - mean) * candidates).square().sum(-1, keepdim=True) / (count - 1)
-    above = overlaps > mean + torch.sqrt(spread)
-    claims = candidates & above & points_inside(points, truth.boxes) & truth.valid.unsqueeze(-1)
-    owned = resolve_conflicts(claims, overlaps)
-    labels, target_boxes, foreground = targets_of(owned, truth)
-    values = (pairwise_iou(truth.boxes, boxes) * owned).amax(1)
-    return Assignment(labels, target_boxes, one_hot_scores(labels, values, classes), foreground)
-
-
-@torch.no_grad()
-def task_aligned_metrics(scores: Tensor, boxes: Tensor, points: Tensor, truth: GroundTruth) -> Tensor:
-    """(N, M, A) what the task-aligned assigner ranks: the metric inside each box, zero outside and for padding."""
-    metrics, _, inside = task_alignment(scores, boxes, points, truth)
-    return metrics * inside * truth.valid.unsqueeze(-1)
-
-
-@torch.no_grad()
-def task_aligned_margins(
-    scores: Tensor, boxes: Tensor, points: Tensor, truth: GroundTruth, top: int = TAL_TOPK
-) -> Tensor:
-    """By how little each anchor's assignment was decided: (N, A) relative margins, 1 where nothing was close.
-
-    Three decisions count: a rank around ``top`` (difference of the metrics over the larger one), a contested anchor
-    (the same for the two largest overlaps), and a point on the edge of a box (distance over the box's coordinates).
-    """
-    metrics, overlaps, inside = task_alignment(scores, boxes, points, truth)
-    ranked = metrics * inside
-    least = torch.topk(ranked, min(top + 1, ranked.shape[-1]), dim=-1).values
-    last_in, first_out = least[..., min(top, least.shape[-1]) - 1 :][..., :1], least[..., -1:]
-    chosen = top_k(ranked, top)
-    tiny = torch.finfo(ranked.dtype).tiny
-    rank = torch.where(chosen, (ranked - first_out) / (ranked + tiny), (last_in - ranked) / (last_in + tiny))
-    rank = torch.where(ranked > 0, rank, torch.ones_like(rank))
-    edges = torch.cat([points - truth.boxes.unsqueeze(2)[..., :2], truth.boxes.unsqueeze(2)[..., 2:] - points], dim=-1)
-    edge = edges.min(-1).values.abs() / truth.boxes.abs().amax(-1, keepdim=True).clamp(min=1.0)
-    margins = torch.where(truth.valid.unsqueeze(-1), torch.minimum(rank, edge), torch.ones_like(rank)).amin(1)
-    best = torch.topk(overlaps, min(2, overlaps.shape[1]), dim=1).values
-    contested = (chosen & inside & truth.valid.unsqueeze(-1)).sum(1) > 1
-    conflict = (best[:, 0] - best[:, -1]) / (best[:, 0] + tiny)
-    return torch.where(contested, torch.minimum(margins, conflict), margins)
+    return overlaps, distances, candidates, mean + torch.sqrt(spread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -29,6 +29,10 @@ class Adapter(Protocol):
         """The values, shape and dtype as they are; may share memory with the tensor."""
 
     def from_numpy(self, array: Array) -> Any: ...
+
+    def compute(self, tensors: Sequence[Any]) -> None:
+        """Compute lazy tensors now, planned as a whole, as a training step does before it reads any. One after the
+        other they may run by other kernels: Jittor's backward of a convolution then becomes a plain loop."""
 
     def key(self, tensor: Any) -> tuple[Any, ...]:
         """Equal for two sightings of the same tensor with the same content, while ``tensor`` is alive."""

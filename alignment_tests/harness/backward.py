@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests.harness.adapters import Adapter, Array, Scope, adapter_for
+from alignment_tests.harness.adapters import Array, adapter_for
+from alignment_tests.harness.nudged_runs import Nudge, unmoved
 from alignment_tests.harness.phases import LOSS
 from alignment_tests.harness.step_recording import Recording, total_last
 from alignment_tests.harness.trace import Call, Trace
@@ -23,33 +24,34 @@ def upstream_of(trace: Trace, call: Call) -> dict[str, Array]:
 
 
 def pulled_back(
-    adapter: Adapter,
+    side: Trainee,
     module: Any,
     trace: Trace,
     call: Call,
     upstream: Mapping[str, Array],
     precision: str | None,
-    scope: Scope,
+    nudge: Nudge = unmoved,
 ) -> dict[str, Array]:
     """Gradients of one call alone, under the names of their rows; None leaves the recorded arrays in their precision.
 
-    Gradients by half-precision arrays are scaled by a power of two on their way, as the scaled loss does for a step.
+    ``nudge`` moves the recorded arrays before they are cast. Gradients by half-precision arrays are scaled by a power
+    of two on their way, as the scaled loss does for a step.
     """
-    prefix = f"input/{call.name}/"
+    adapter, prefix = adapter_for(side.model), f"input/{call.name}/"
     inputs = {name.removeprefix(prefix): trace[name] for name in trace if name.startswith(prefix)}
     half = any(array.dtype == np.float16 for array in inputs.values())
     factor = power_of_two_below(max(float(np.abs(a).max()) for a in upstream.values())) if half else 1.0
 
     def leaf(slot: str) -> Any:
-        array = inputs[slot]
+        array = nudge(inputs[slot])
         return adapter.from_numpy(array.astype(precision) if precision and array.dtype.kind == "f" else array)
 
     def unscaled(array: Array) -> Array:
         return array.astype(np.float32) * np.float32(factor) if array.dtype == np.float16 else array * factor
 
     arguments = unflatten(call.arguments, leaf)
-    given = {slot: (array / factor).astype(precision or array.dtype) for slot, array in upstream.items()}
-    by_input, by_parameter = adapter.vjp(module, arguments, given, scope)
+    given = {slot: (nudge(array) / factor).astype(precision or array.dtype) for slot, array in upstream.items()}
+    by_input, by_parameter = adapter.vjp(module, arguments, given, side.scope)
     rows = {f"grad_activation/{call.name}/{slot}": array for slot, array in by_input.items()}
     # Parameters of modules inside are judged where those modules run alone.
     own = {name: array for name, array in by_parameter.items() if "." not in name}
@@ -63,12 +65,12 @@ def power_of_two_below(value: float) -> float:
 
 
 def loss_alone(
-    trainee: Trainee, batch: Any, recording: Recording, precision: str | None, *, taught: bool
+    trainee: Trainee, batch: Any, recording: Recording, precision: str | None, *, taught: bool, nudge: Nudge = unmoved
 ) -> dict[str, Array]:
     """Terms of the loss, and gradients by the recorded outputs of the model.
 
     In float32 the recorded assignment is used. In float64 all sides decide alike, so each assigns for itself: a
-    gradient that leaks through the assigner would show.
+    gradient that leaks through the assigner would show. ``nudge`` moves the recorded outputs before they are cast.
     """
     adapter = adapter_for(trainee.model)
     trace = recording.trace
@@ -76,7 +78,7 @@ def loss_alone(
     leaves = {}
 
     def leaf(slot: str) -> Any:
-        array = trace[f"activation/{root.name}/{slot}"]
+        array = nudge(trace[f"activation/{root.name}/{slot}"])
         kind = precision or ("float32" if array.dtype == np.float16 else array.dtype)  # losses are never in half
         leaves[slot] = adapter.variable(array.astype(kind) if array.dtype.kind == "f" else array)
         return leaves[slot]

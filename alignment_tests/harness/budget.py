@@ -8,6 +8,7 @@ since both are float32 programs for the same float64 function (the oracle).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,18 @@ class Budget:
         if precision in ("float32", "float16"):
             return max(self.k * reference_error, self.c * self.roundoff * scale)
         raise ValueError(f"`precision` must be 'float16', 'float32' or 'float64'. Received: {precision!r}")
+
+    def share(self, precision: str, gaps: Any, errors: Any) -> Any:
+        """Gaps between numbers that are decided on, in units of what is allowed: up to 1 rounding may close them.
+
+        Args:
+            precision: as for ``allowed``.
+            gaps: relative ones, in the oracle; an array or tensor.
+            errors: relative ones of the reference in those numbers, broadcast to ``gaps``; float64 needs none.
+        """
+        if precision == "float64":
+            return gaps / self.float64_bar
+        return gaps / (self.k * errors).clip(min=self.c * self.roundoff)
 
 
 DEFAULT_BUDGET = Budget()

@@ -1,71 +1,135 @@
-"""Training of both sides on their own, and how far the candidate may drift from the reference.
+"""Training of the candidate on its own: nothing may be carried from step to step that its state does not tell.
 
-Rounding grows from step to step in any two programs. The reference itself is the measure: its float32 run for float32,
-and for float64 a run of its own from weights that were moved by a few roundings.
+The steps that are compared begin from a state that is loaded, so what a trainer keeps beside it would not show there.
+Here the candidate's float64 side is never loaded again. The reference follows: it is set to the candidate's state,
+makes the same step, and must come out where the candidate does, to the bar of a single step. No difference can grow.
+
+How far the runs drift from the reference's own is told too, and judges nothing: rounding grows in any two programs, and
+by leaps where a kink or an assignment falls otherwise, so that no multiple of another run's drift bounds it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from alignment_tests.harness.adapters import Array
+from alignment_tests.harness.budget import Budget
+from alignment_tests.harness.compare import compare_arrays
+from alignment_tests.harness.nudged_runs import Doubt, is_doubtful, largest_error, nudged, nudges
+from alignment_tests.harness.phases import magnitudes
 from alignment_tests.harness.trainee import Make, Trainee, train_step
-
-FREE_RUN_FACTOR = 16.0  # as k of the budget, for the same reason: the candidate sums in another order
-NUDGED = "reference float64 nudged"
-NUDGE = 16.0  # roundings: float64 activations of the two frameworks differ by up to 33 of them (7e-15 of scale)
 
 
 class FreeRuns:
-    """Both sides on their own, beside the steps that are compared: losses, and distances from the float64 reference.
+    """The candidate on its own, beside the steps that are compared.
 
     No state is kept but the first: memory does not grow with the number of steps.
 
     Attributes:
         curves: by name, one number per step: "loss, SIDE PRECISION" and "drift, SIDE PRECISION", the distance from the
-            float64 reference in units of the way that it has come.
+            float64 reference's own run in units of the way that it has come.
     """
 
-    def __init__(self, reference: Make, candidate: Make, precisions: tuple[str, ...], start: dict[str, Array]) -> None:
-        self.start, self.precisions = parameters_of(start), precisions
-        self.trainees = {f"candidate {precision}": candidate(precision) for precision in precisions}
+    def __init__(
+        self,
+        reference: Make,
+        candidate: Make,
+        precisions: tuple[str, ...],
+        start: dict[str, Array],
+        budget: Budget,
+        taught_updates: bool,
+    ) -> None:
+        self.start, self.precisions, self.budget = parameters_of(start), precisions, budget
+        self.taught_updates = taught_updates  # see ``align_training``; here the follower is taught by the candidate
+        self.trainees = {precision: candidate(precision) for precision in precisions}
         for trainee in self.trainees.values():
             trainee.load(start)
-        if "float64" in precisions:
-            self.trainees[NUDGED] = reference("float64")
-            self.trainees[NUDGED].load(nudged(start))
-        self._curves: dict[str, list[float]] = {}
+        self.follower = reference("float64") if "float64" in precisions else None
+        self.steps, self.problem = 0, ""
+        self.curves: dict[str, tuple[float, ...]] = {}
 
     def step(self, batch: Any, references: Mapping[str, Trainee], losses: Mapping[str, float]) -> None:
         """One more step; the references have made theirs, with these losses."""
-        for name, trainee in self.trainees.items():
-            self._add(f"loss, {name}", train_step(trainee, batch))
         for precision, loss in losses.items():
             self._add(f"loss, reference {precision}", loss)
+        for precision, trainee in self.trainees.items():
+            before = trainee.state() if precision == "float64" else {}
+            loss, gradients = train_step(trainee, batch)
+            self._add(f"loss, candidate {precision}", loss)
+            if before and not self.problem:
+                taught = gradients if self.taught_updates else None
+                self.problem = self._followed(before, trainee.state(), batch, taught)
         oracle = parameters_of(references["float64"].state())
         way = distance(oracle, self.start) or 1.0
-        runs = {**self.trainees, "reference float32": references["float32"]}
-        for name, trainee in runs.items():
+        runs = {f"candidate {precision}": trainee for precision, trainee in self.trainees.items()}
+        for name, trainee in {"reference float32": references["float32"], **runs}.items():
             self._add(f"drift, {name}", distance(parameters_of(trainee.state()), oracle) / way)
+        self.steps += 1
+
+    def _followed(
+        self,
+        before: Mapping[str, Array],
+        found: Mapping[str, Array],
+        batch: Any,
+        gradients: Mapping[str, Array] | None,
+    ) -> str:
+        """What is wrong with the candidate's state after its step, by the reference's step from the same state."""
+        assert self.follower is not None
+
+        def stepped(state: Mapping[str, Array]) -> dict[str, Array]:
+            assert self.follower is not None
+            self.follower.load(state)
+            train_step(self.follower, batch, gradients)
+            return self.follower.state()
+
+        expected = stepped(before)
+        doubts = differences(found, expected, self.budget)
+        if any(is_doubtful(doubt.comparison) for doubt in doubts.values()):
+            for nudge in nudges(self.budget):
+                moved = stepped(nudged(before, nudge))
+                for name, doubt in doubts.items():
+                    doubt.error = max(doubt.error, largest_error(moved[name], expected[name]))
+        for name, doubt in doubts.items():
+            settled = doubt.settled(self.budget) if is_doubtful(doubt.comparison) else doubt.comparison
+            if not settled.passed:
+                return f"step {self.steps}: {name}: {settled.reason}"
+        return ""
 
     def _add(self, name: str, value: float) -> None:
-        self._curves.setdefault(name, []).append(value)
-
-    @property
-    def curves(self) -> dict[str, tuple[float, ...]]:
-        shown = {name: tuple(v) for name, v in self._curves.items() if name != f"loss, {NUDGED}"}
-        return dict(sorted(shown.items(), key=lambda item: "candidate" in item[0]))
+        self.curves[name] = (*self.curves.get(name, ()), value)
 
     def facts(self) -> dict[str, str]:
-        """The verdict on each precision, in words."""
-        return {
-            f"free-running ({p})": drift_fact(self._curves[f"drift, candidate {p}"], limits(self.curves, p))
-            for p in self.precisions
-        }
+        """The verdict, and how far each run has drifted, in words."""
+        found = {}
+        if self.follower is not None:
+            told = f"the reference, set to the candidate's state before each of {self.steps} steps, makes the same step"
+            wrong = f"FAIL: the candidate's own step is not the reference's from the same state: {self.problem}"
+            found["free-running (float64)"] = wrong if self.problem else told
+        for precision in self.precisions:
+            drift, own = self.curves[f"drift, candidate {precision}"], self.curves["drift, reference float32"]
+            told = f"{drift[-1]:.3g} of the way after {len(drift)} steps; the reference's own in float32 {own[-1]:.3g}"
+            found[f"drift of the free run ({precision}; informs only)"] = told
+        return found
+
+
+def differences(found: Mapping[str, Array], expected: Mapping[str, Array], budget: Budget) -> dict[str, Doubt]:
+    """Every array of a float64 state that is not within the bar, by name; what is zero by structure is judged by its
+    neighbours. Names that the candidate lacks are a matter of the compared steps."""
+    peaks, beside = magnitudes(expected, budget.structural_zero)
+    wrong = {}
+    for name, array in expected.items():
+        if name not in found:
+            continue
+        structural = peaks.get(name, 1.0) <= budget.structural_zero * beside.get(name, 0.0)
+        scale = beside[name] if structural else None
+        comparison = compare_arrays(found[name], array, budget=budget, scale=scale, brief=True)
+        if not comparison.passed and array.size:
+            wrong[name] = Doubt(comparison)
+    return wrong
 
 
 def parameters_of(state: Mapping[str, Array]) -> dict[str, Array]:
@@ -76,29 +140,3 @@ def distance(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> floa
     """Euclidean distance of all parameters together."""
     squares = (float(np.square(actual[name].astype(np.float64) - array).sum()) for name, array in expected.items())
     return math.sqrt(sum(squares))
-
-
-def nudged(state: Mapping[str, Array]) -> dict[str, Array]:
-    """The state with every weight moved by NUDGE roundings of float64, up or down."""
-    random, size, moved = np.random.Generator(np.random.Philox(0)), NUDGE * np.finfo(np.float64).eps, dict(state)
-    for name, array in parameters_of(state).items():
-        if array.dtype.kind == "f":
-            moved[name] = array * (1.0 + size * (random.integers(0, 2, array.shape) * 2 - 1))
-    return moved
-
-
-def limits(curves: Mapping[str, Sequence[float]], precision: str) -> list[float]:
-    """Largest drift allowed after each step of a free run, which never shrinks; empty where there was none."""
-    yardstick = curves.get(f"drift, {NUDGED}", ()) if precision == "float64" else ()
-    yardstick = yardstick or curves.get("drift, reference float32", ())
-    return [FREE_RUN_FACTOR * float(value) for value in np.maximum.accumulate(np.array(yardstick, np.float64))]
-
-
-def drift_fact(own: Sequence[float], allowed: Sequence[float]) -> str:
-    """Whether the candidate stays within what it is allowed, in words."""
-    beyond = [step for step, (value, limit) in enumerate(zip(own, allowed, strict=True)) if not value <= limit]
-    void = [step for step, limit in enumerate(allowed) if not limit < 1.0]
-    told = f"drift {own[-1]:.3g} of the way after {len(own)} steps; allowed {allowed[-1]:.3g}"
-    if beyond:
-        return f"FAIL: beyond {FREE_RUN_FACTOR:g} times the reference's own drift from step {beyond[0]}: {told}"
-    return f"{told}; void from step {void[0]}, where the whole way is allowed" if void else told

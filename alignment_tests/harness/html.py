@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from alignment_tests.harness import digest
 from alignment_tests.harness.compare import Comparison
 from alignment_tests.harness.digest import Drift
-from alignment_tests.harness.free_runs import FREE_RUN_FACTOR
 from alignment_tests.harness.plot_depth import steps
 from alignment_tests.harness.plot_style import Plot
 from alignment_tests.harness.plots import all_plots
@@ -59,7 +58,6 @@ def report_page(report: Report, baseline: dict[str, Any] | None = None, *, lang:
         compared=digest.ledger(report),
         gradients=digest.gradients(report),
         training=digest.is_training(report),
-        free_run_factor=digest.number(FREE_RUN_FACTOR),
         excuses=digest.excuses(report),
         drift=drifted,
         worse=f"{digest.WORSE:g}",

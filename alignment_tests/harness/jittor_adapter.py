@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -34,6 +34,13 @@ class JittorAdapter:
         # What is computed now got its dtypes when it was called; kernels that are chosen under AMP would have others.
         with jt.flag_scope(auto_mixed_precision_level=0):
             return tensor.numpy()
+
+    def compute(self, tensors: Sequence[Any]) -> None:
+        if not jt.flags.auto_mixed_precision_level:
+            jt.sync(list(tensors))
+            return
+        with jt.flag_scope(auto_mixed_precision_level=0):
+            jt.sync(list(tensors))
 
     def from_numpy(self, array: Array) -> Any:
         wide = array.dtype in (np.float64, np.int64)  # jt.array would make them 32 bits wide
@@ -158,7 +165,9 @@ class JittorAdapter:
         return made.start_grad() if array.dtype.kind == "f" else made
 
     def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
-        return [gradient.numpy() for gradient in jt.grad(_with_one_consumer(total), tensors)]
+        found = jt.grad(_with_one_consumer(total), tensors)
+        self.compute(found)
+        return [gradient.numpy() for gradient in found]
 
     def vjp(
         self, module: Any, arguments: dict[str, Any], upstream: dict[str, Array], scope: Scope = nullcontext
@@ -174,12 +183,10 @@ class JittorAdapter:
             for name, var in owner.__dict__.items()
             if isinstance(var, jt.Var) and not name.startswith("_") and self.trainable(var)
         }
-        pulled = [(outputs[slot] * self.from_numpy(array).stop_grad()).sum() for slot, array in upstream.items()]
-        total = pulled[0]
-        for more in pulled[1:]:
-            total = total + more
-        found = [grad.numpy() for grad in jt.grad(_with_one_consumer(total), [*wanted.values(), *parameters.values()])]
-        split = len(wanted)
+        total = _Upstream([self.from_numpy(array) for array in upstream.values()])(*(outputs[s] for s in upstream))
+        gradients = jt.grad(total, [*wanted.values(), *parameters.values()])
+        self.compute(gradients)
+        found, split = [gradient.numpy() for gradient in gradients], len(wanted)
         return dict(zip(wanted, found[:split], strict=True)), dict(zip(parameters, found[split:], strict=True))
 
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
@@ -231,6 +238,19 @@ def _observed(path: str, module: Any, execute: Any, before: Before, after: After
 
 def _nothing(path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before a module."""
+
+
+class _Upstream(jt.Function):
+    """A scalar whose gradients by its inputs are the given ones, without a product for each that would be compiled."""
+
+    def __init__(self, gradients: list[Any]) -> None:
+        self.gradients = gradients
+
+    def execute(self, *outputs: Any) -> Any:
+        return jt.zeros((1,))
+
+    def grad(self, one: Any) -> Any:
+        return self.gradients
 
 
 def _with_one_consumer(total: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.trace import Trace
 
 # Cause before effect: within a step, what stands first explains what follows.
@@ -47,7 +48,7 @@ def causal_order(names: Mapping[str, None]) -> list[str]:
     return [name for phase in by_phase for name in by_phase[phase]]
 
 
-def magnitudes(oracle: Trace, share: float) -> tuple[dict[str, float], dict[str, float]]:
+def magnitudes(oracle: Mapping[str, Array] | Trace, share: float) -> tuple[dict[str, float], dict[str, float]]:
     """For each name of a phase with structural zeros: its largest magnitude, and that among the arrays beside it.
 
     Beside a parameter's gradient stand the gradients of the same module, then those of the module around it; beside an

@@ -10,9 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from alignment_tests.harness.digest import number
-from alignment_tests.harness.free_runs import FREE_RUN_FACTOR, limits
 from alignment_tests.harness.plot_style import (
-    BAND,
     BLUE,
     GREEN,
     LARGEST,
@@ -32,7 +30,6 @@ from alignment_tests.harness.report import Report
 REFERENCE_STYLES: dict[str, dict[str, Any]] = {
     "reference float64": {"color": "#C3C8CF", "linewidth": 6, "solid_capstyle": "round"},
     "reference float32": {"color": "#8A919B", "linewidth": 1.6, "linestyle": (0, (4, 2))},
-    "reference float64 nudged": {"color": "#8A919B", "linewidth": 1.6, "linestyle": (0, (1, 2))},
 }
 CANDIDATE_STYLES: dict[str, dict[str, Any]] = {
     "candidate float64": {"color": GREEN, "linewidth": 1.4, "marker": "^", "markersize": 5},
@@ -65,25 +62,20 @@ def loss_by_step(report: Report) -> Plot | None:
 
 
 def drift_by_step(report: Report) -> Plot | None:
-    """Drift of each free run from the oracle on a log axis, below the limit that the reference's own drift sets."""
+    """Drift of each free run from the oracle on a log axis, beside the reference's own in float32."""
     curves = _curves(report, "drift")
     if not curves:
         return None
-    limit = np.array(limits(report.curves, "float32"))
     drawn = {name: _drawable(values) for name, values in curves.items()}
-    positive = [values[values > 0] for values in (*drawn.values(), _drawable(limit))]
+    positive = [values[values > 0] for values in drawn.values()]
     floor, top = limits_of(*positive) if any(values.size for values in positive) else (1e-17, 1e-15)
     with styled():
         figure = Figure(figsize=(13, 3.8), layout="constrained")
         axes = figure.subplots()
-        allowed = np.maximum(_drawable(limit), floor)
-        axes.fill_between(np.arange(limit.size), floor / 2, allowed, color=BAND, alpha=0.6, linewidth=0)
-        label = f"limit: {FREE_RUN_FACTOR:g} x the reference's float32 drift so far"
-        axes.plot(allowed, color=RED, linewidth=1.6, label=label)
         if top > 1:
             axes.axhline(1, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), label="1: the whole way")
         _draw_steps(axes, {name: np.maximum(values, floor) for name, values in drawn.items()})
-        beyond = _draw_beyond(axes, report, curves, floor, top)
+        lost = _draw_lost(axes, curves, top)
         axes.set(ylabel="distance / way of the reference", yscale="log", ylim=(floor / 2, top))
         axes.yaxis.set_major_formatter(plain)
         zeros = any((values == 0).any() for values in curves.values())
@@ -91,7 +83,7 @@ def drift_by_step(report: Report) -> Plot | None:
         _finish_steps(figure, axes, curves, note)
         svg = svg_of(figure)
     ends = "; ".join(f"{name} {number(values[-1])}" for name, values in curves.items())
-    return Plot("drift", svg, f"Drift after {_steps_of(curves)} steps: {ends}. {beyond} points lie beyond the limit.")
+    return Plot("drift", svg, f"Drift after {_steps_of(curves)} steps: {ends}. {lost} points are not finite.")
 
 
 def _drawable(values: Floats) -> Floats:
@@ -121,27 +113,14 @@ def _draw_steps(axes: Any, curves: dict[str, Floats]) -> None:
         )
 
 
-def _draw_beyond(axes: Any, report: Report, curves: dict[str, Floats], floor: float, top: float) -> int:
-    """Red crosses on the candidate's drifts beyond their limit, triangles where there is no number; returns how many.
-
-    The limit that is drawn is that of float32; float64 has its own, a multiple of the nudged reference.
-    """
-    points = [
-        (step, value)
-        for name, values in curves.items()
-        if name in CANDIDATE_STYLES
-        for step, (value, most) in enumerate(zip(values, limits(report.curves, name.split()[-1]), strict=False))
-        if not value <= most
-    ]
-    seen = [(step, float(np.clip(value, floor, LARGEST))) for step, value in points if math.isfinite(value)]
-    lost = [(step, top / 2) for step, value in points if not math.isfinite(value)]
-    for marked, marker, words in ((seen, "x", "beyond the limit"), (lost, "v", "not finite")):
-        if marked:
-            x, y = zip(*marked, strict=True)
-            size, label = 9 if len(marked) < 30 else 5, f"{words} ({len(marked)})"
-            style = {"linestyle": "none", "color": RED, "marker": marker, "markeredgewidth": 1.4, "zorder": 6}
-            axes.plot(x, y, markersize=size, label=label, **style)
-    return len(points)
+def _draw_lost(axes: Any, curves: dict[str, Floats], top: float) -> int:
+    """Red triangles where there is no number; returns how many."""
+    lost = [step for values in curves.values() for step, value in enumerate(values) if not math.isfinite(value)]
+    if lost:
+        style = {"linestyle": "none", "color": RED, "marker": "v", "markeredgewidth": 1.4, "zorder": 6}
+        size, label = 9 if len(lost) < 30 else 5, f"not finite ({len(lost)})"
+        axes.plot(lost, [top / 2] * len(lost), markersize=size, label=label, **style)
+    return len(lost)
 
 
 def _finish_steps(figure: Any, axes: Any, curves: dict[str, Floats], note: str = "") -> None:

@@ -73,6 +73,7 @@ def perform(
     for name, tensor in total_last(terms).items():
         sink.put(f"loss/{name}", np.array(adapter.to_numpy(tensor)).reshape(1))
     found, extra = trainee.backward(terms["total"], list(recorder.tensors.values()))
+    adapter.compute([*found.values(), *extra])
     by_name = dict(zip(recorder.tensors, extra, strict=True))
     for name, tensor in by_name.items():
         sink.put(as_gradient(name), adapter.to_numpy(tensor))
@@ -130,6 +131,7 @@ def gradients_of(trainee: Trainee, batch: Any, *, observed: bool) -> dict[str, A
         outputs = trainee.forward(batch)
     terms = trainee.losses(outputs, batch, trainee.assign(outputs, batch))
     gradients, _ = trainee.backward(terms["total"], list(recorder.tensors.values()))
+    adapter.compute(list(gradients.values()))
     arrays = {name: np.array(adapter.to_numpy(tensor)) for name, tensor in gradients.items()}
     return {"loss": np.array(adapter.to_numpy(terms["total"])), **arrays}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -38,6 +38,9 @@ class TorchAdapter:
 
     def to_numpy(self, tensor: Any) -> Array:
         return tensor.detach().cpu().numpy()
+
+    def compute(self, tensors: Sequence[Any]) -> None:
+        return None
 
     def from_numpy(self, array: Array) -> Any:
         # a copy: an in-place operation must not reach the recorded array

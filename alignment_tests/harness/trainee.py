@@ -10,6 +10,9 @@ import numpy as np
 
 from alignment_tests.harness.adapters import Array, adapter_for
 
+# Relative gaps, and relative errors of the reference in what was compared -> gaps in units of what is allowed.
+Share = Callable[[Any, Any], Any]
+
 
 class Trainee(Protocol):
     """One side of a training comparison, in one precision. Tensors and outputs are the framework's own."""
@@ -40,20 +43,49 @@ class Trainee(Protocol):
     def load(self, state: Mapping[str, Array]) -> None:
         """Continue from such a state; floating arrays are cast to this side's precision."""
 
-    def margins(self, outputs: Any, batch: Any) -> dict[str, Array]:
-        """Relative margin of each decision in the assignment, by its name; called on the oracle only."""
+    def margins(self, exact: Any, outputs: Any, batch: Any, share: Share) -> dict[str, Array]:
+        """By how much each decision in the assignment was made, by its name: at most 1 where rounding may decide it.
 
-    def decision_values(self, outputs: Any, batch: Any) -> Array:
-        """The numbers that were decided on; their relative float32 error bounds what margins may excuse."""
+        Called on the oracle, where a decision of the candidate differs. Names that are lacking must be equal.
+
+        Args:
+            exact: the oracle's outputs.
+            outputs: the reference's.
+            batch: of both.
+            share: turns relative gaps, as tensors of the trainee's framework, and the relative errors that the
+                reference made in what was compared, into gaps in units of what is allowed.
+        """
+
+    def alike(self, name: str, sides: Sequence[Mapping[str, Array]]) -> Array:
+        """Where all sides made the decisions that the values ``name`` hang on: bool, of the leading axes of the values.
+
+        ``sides`` are the decisions in the assignment of each side, by name.
+        """
 
 
 Make = Callable[[str], Trainee]
 
 
-def train_step(trainee: Trainee, batch: Any) -> float:
-    """A whole step on its own; the total loss."""
-    outputs = trainee.forward(batch)
+def alike_by_image(sides: Sequence[Mapping[str, Array]]) -> Array:
+    """(N,): the images in which all decisions fell alike; what ``Trainee.alike`` gives where nothing finer is known."""
+    first = sides[0]
+    same = [
+        (first[key] == side[key]).reshape(len(first[key]), -1).all(axis=1)
+        for side in sides[1:]
+        for key in first
+        if key in side and side[key].shape == first[key].shape
+    ]
+    return np.logical_and.reduce(same)
+
+
+def train_step(
+    trainee: Trainee, batch: Any, gradients: Mapping[str, Array] | None = None
+) -> tuple[float, dict[str, Array]]:
+    """A whole step on its own, the update by ``gradients`` if given: the total loss and the own gradients."""
+    adapter, outputs = adapter_for(trainee.model), trainee.forward(batch)
     terms = trainee.losses(outputs, batch, trainee.assign(outputs, batch))
-    trainee.backward(terms["total"], [])
-    trainee.update(None)
-    return float(np.asarray(adapter_for(trainee.model).to_numpy(terms["total"])).reshape(-1)[0])
+    found, _ = trainee.backward(terms["total"], [])
+    adapter.compute(list(found.values()))
+    arrays = {name: np.array(adapter.to_numpy(tensor)) for name, tensor in found.items()}
+    trainee.update(gradients)
+    return float(np.asarray(adapter.to_numpy(terms["total"])).reshape(-1)[0]), arrays

@@ -1,9 +1,8 @@
 """Compare training: forward, assignment, loss, gradients, update, average of the weights, step by step.
 
 Teacher-forced, every step of the candidate starts from the state that the reference had: a difference cannot grow, and
-the verdict comes from these steps. Free-running, both train on their own; rounding grows there in any two programs, so
-the candidate may drift from the oracle no further than a multiple of what the reference itself drifts: in float32 its
-own float32 run, in float64 a run of its own from weights that were moved by a few roundings.
+the verdict comes from these steps. Free-running, the candidate trains on its own, and the reference must make each of
+its steps from its state: what is carried beside the state shows there.
 
 The core knows no trainer. A side is a ``Trainee``: a model with the phases of a step as methods.
 """
@@ -11,7 +10,9 @@ The core knows no trainer. A side is a ``Trainee``: a model with the phases of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.experiment import Notify, same_values
 from alignment_tests.harness.free_runs import FreeRuns
 from alignment_tests.harness.judge import PRECISIONS
+from alignment_tests.harness.nudged_runs import RUNS, Nudge, largest_error, nudged, nudges, unmoved
 from alignment_tests.harness.report import Report
 from alignment_tests.harness.scratch import Scratch
 from alignment_tests.harness.step_judge import StepJudge
@@ -58,7 +60,7 @@ def align_training(
         deep_steps: steps in which every activation and its gradient is compared too.
         isolated: in deep steps, also run loss and modules backward alone, on the reference's recorded inputs and
             gradients; that names the module whose gradient is wrong.
-        free_running: also train both sides on their own and compare the drift.
+        free_running: also let the candidate train on its own, and the reference make its steps; tell the drift.
         fused_rounding: a framework rounds what it fuses into one kernel once (half precision on Jittor's CPU): hooks,
             which keep operations apart, then change results, and the report only tells by how much.
         taught_updates: the candidate updates with the reference's gradients in float64 too, as it does in float32. For
@@ -82,7 +84,8 @@ def align_training(
     )
     free = None
     if free_running:
-        free = FreeRuns(reference, candidate, precisions, run.references["float64"].state())
+        start = run.references["float64"].state()
+        free = FreeRuns(reference, candidate, precisions, start, budget, taught_updates)
     for step, batch in enumerate(batches):
         notify(f"step {step + 1} of {len(batches)}")
         losses = run.teacher_forced(step, batch, deep=step in deep_steps)
@@ -101,6 +104,25 @@ def align_training(
         checks={**run.checks, **(free.facts() if free else {}), **judge.facts()},
         curves=free.curves if free else {},
     )
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """A step that the reference has made, and the oracle from the same state; ``before`` is that state."""
+
+    step: int
+    precision: str
+    batch: Any
+    before: Mapping[str, Array]
+    recording: Recording
+    exact: Recording
+    deep: bool
+
+
+class Alone(Protocol):
+    """Runs a part of one side ("reference", "oracle") alone, on its recorded numbers, or on these moved."""
+
+    def __call__(self, name: str, nudge: Nudge = ...) -> dict[str, Array]: ...
 
 
 class Experiment:
@@ -133,43 +155,54 @@ class Experiment:
         losses = {}
         with Scratch("steps") as place:
             for precision in PRECISIONS:
-                before = self.references[precision].state()
+                reference = self.references[precision]
+                before = reference.state()
                 if deep and precision in self.precisions:
-                    self.check_hooks("reference", self.references[precision], before, batch, precision)
-                recording = record_step(self.references[precision], batch, place / precision, deep=deep)
+                    self.check_hooks("reference", reference, before, batch, precision)
+                recording = record_step(reference, batch, place / precision, deep=deep)
                 losses[precision] = float(recording.trace["loss/total"].reshape(-1)[0])
                 if precision not in self.precisions:
                     continue
-                exact, noise, margins = recording, 0.0, {}
+                exact = recording
                 if precision == "float32":
                     assert self.oracle is not None
                     self.oracle.load(before)
                     exact = record_step(self.oracle, batch, place / "oracle", deep=deep, taught=recording)
-                    margins = self.oracle.margins(exact.outputs, batch)
-                    noise = decision_noise(self.references[precision], self.oracle, recording, exact, batch)
-                self.judge.begin(step, precision, recording.trace, exact.trace)
-                candidate = self.candidates[precision]
-                candidate.load(before)
-                sink = (
-                    DecisionSink(self.judge, margins, noise, recording.trace, exact.trace)
-                    if precision == "float32"
-                    else self.judge
-                )
-                single = precision == "float32"
-                perform(
-                    candidate,
-                    batch,
-                    sink,
-                    deep=deep,
-                    assignment=recording.assignment if single else None,
-                    gradients=recording.gradients if single or self.taught_updates else None,
-                )
-                self.judge.end()
+                taken = TakenStep(step, precision, batch, before, recording, exact, deep)
+                self.judge_step(taken)
                 if deep:
-                    self.check_hooks("candidate", candidate, before, batch, precision)
+                    self.check_hooks("candidate", self.candidates[precision], before, batch, precision)
                 if deep and self.isolated:
-                    self.judge_backward(precision, before, batch, recording)
+                    self.judge_backward(taken)
         return losses
+
+    def judge_step(self, taken: TakenStep) -> None:
+        """The candidate's step against the recorded one, with further runs of the reference where they are needed."""
+        candidate, reference = self.candidates[taken.precision], self.references[taken.precision]
+        oracle = reference if self.oracle is None or taken.precision == "float64" else self.oracle
+        single = taken.precision == "float32"
+        step = partial(
+            perform,
+            batch=taken.batch,
+            deep=taken.deep,
+            assignment=taken.recording.assignment if single else None,
+            gradients=taken.recording.gradients if single or self.taught_updates else None,
+        )
+        share = partial(self.judge.budget.share, taken.precision)
+        margins = partial(oracle.margins, taken.exact.outputs, taken.recording.outputs, taken.batch, share)
+        traces = (taken.recording.trace, taken.exact.trace)
+        self.judge.begin(taken.step, taken.precision, *traces)
+        candidate.load(taken.before)
+        step(candidate, sink=DecisionSink(self.judge, candidate, margins, traces))
+        if self.judge.end():
+            after = reference.state()
+            for nudge in nudges(self.judge.budget):
+                witness = self.judge.witness()
+                reference.load(nudged(taken.before, nudge))
+                step(reference, sink=DecisionSink(witness, reference, margins, traces))
+                self.judge.testify(witness)
+            reference.load(after)
+        self.judge.settle()
 
     def check_hooks(self, name: str, trainee: Trainee, before: Mapping[str, Array], batch: Any, precision: str) -> None:
         """The step with and without hooks gives the same gradients, bit for bit. The state is put back."""
@@ -190,18 +223,17 @@ class Experiment:
                 f"{told}, as fused operations are rounded once" if self.fused_rounding else f"FAIL: {told}"
             )
 
-    def judge_backward(self, precision: str, before: Mapping[str, Array], batch: Any, recording: Recording) -> None:
+    def judge_backward(self, taken: TakenStep) -> None:
         """The loss and each module backward alone, on what the reference recorded."""
-        single = precision == "float32"
-        sides = {"candidate": self.candidates[precision], "reference": self.references[precision]}
+        single, trace = taken.precision == "float32", taken.recording.trace
+        sides = {"candidate": self.candidates[taken.precision], "reference": self.references[taken.precision]}
         if single:
             assert self.oracle is not None
             sides["oracle"] = self.oracle
-        after = self.references[precision].state()
+        after = self.references[taken.precision].state()
         for side in sides.values():
-            side.load(before)
-        trace = recording.trace
-        self.judge_loss(sides, batch, recording)
+            side.load(taken.before)
+        self.judge_loss(sides, taken)
         modules = {name: dict(adapter_for(side.model).modules(side.model)) for name, side in sides.items()}
         leaves = leaf_calls(trace.calls)
         for call in trace.calls:
@@ -211,7 +243,7 @@ class Experiment:
             upstream = upstream_of(trace, call)
             if upstream and call.module in modules["candidate"]:
                 self.judge_call(call, sides, modules, trace, upstream)
-        self.references[precision].load(after)
+        self.references[taken.precision].load(after)
 
     def judge_call(
         self,
@@ -222,72 +254,97 @@ class Experiment:
         upstream: Mapping[str, Array],
     ) -> None:
         """Gradients by the inputs and the parameters of one call."""
-        found: dict[str, dict[str, Array]] = {}
-        for name, side in sides.items():
-            module, kind = modules[name][call.module], "float64" if name == "oracle" else None
-            try:
-                found[name] = pulled_back(adapter_for(side.model), module, trace, call, upstream, kind, side.scope)
-            except Exception as error:  # of the user's module: a finding of the report, not of the harness
-                if name != "candidate":
-                    raise
-                reason = f"the candidate's module raises {type(error).__name__}: {error}"[:500]
-                self.judge.fail_isolated(f"grad_activation/{call.name}/{next(iter(upstream))}", reason)
-                return
-        exact = found.get("oracle", found["reference"])
-        for key, expected in found["reference"].items():
-            if key not in found["candidate"]:
-                self.judge.fail_isolated(key, "the candidate's module has no such gradient")
-                continue
-            self.judge.put_isolated(key, found["candidate"][key], expected, exact[key])
 
-    def judge_loss(self, sides: Mapping[str, Trainee], batch: Any, recording: Recording) -> None:
+        def alone(name: str, nudge: Nudge = unmoved) -> dict[str, Array]:
+            side, kind = sides[name], "float64" if name == "oracle" else None
+            return pulled_back(side, modules[name][call.module], trace, call, upstream, kind, nudge)
+
+        try:
+            found = alone("candidate")
+        except Exception as error:  # of the user's module: a finding of the report, not of the harness
+            reason = f"the candidate's module raises {type(error).__name__}: {error}"[:500]
+            self.judge.fail_isolated(f"grad_activation/{call.name}/{next(iter(upstream))}", reason)
+            return
+        self.judge_alone(found, alone, "oracle" in sides)
+
+    def judge_loss(self, sides: Mapping[str, Trainee], taken: TakenStep) -> None:
         """The loss alone on the recorded outputs and assignment: its terms, and its gradients by the outputs."""
-        found: dict[str, dict[str, Array]] = {}
-        for name, side in sides.items():
+
+        def alone(name: str, nudge: Nudge = unmoved) -> dict[str, Array]:
             kind = "float64" if name == "oracle" else None
-            found[name] = loss_alone(side, batch, recording, kind, taught="oracle" in sides)
-        exact = found.get("oracle", found["reference"])
-        for key, expected in found["reference"].items():
-            self.judge.put_isolated(key, found["candidate"][key], expected, exact[key])
+            return loss_alone(sides[name], taken.batch, taken.recording, kind, taught="oracle" in sides, nudge=nudge)
+
+        self.judge_alone(alone("candidate"), alone, "oracle" in sides)
+
+    def judge_alone(self, found: Mapping[str, Array], alone: Alone, oracle: bool) -> None:
+        """What the candidate gave alone; ``alone`` runs the other sides."""
+        expected = alone("reference")
+        exact = alone("oracle") if oracle else expected
+
+        @cache
+        def further() -> dict[str, float]:
+            """In float32 the oracle has the same numbers, moved alike; in float64 moving them is what is measured."""
+            errors = dict.fromkeys(expected, 0.0)
+            for number in range(RUNS):
+                # Two of a kind, since a nudge draws anew each time.
+                pair = [nudges(self.judge.budget)[number] for _ in range(2)]
+                theirs, true = alone("reference", pair[0]), alone("oracle", pair[1]) if oracle else expected
+                for key, array in theirs.items():
+                    errors[key] = max(errors[key], largest_error(array, true[key]))
+            return errors
+
+        for key, array in expected.items():
+            if key in found:
+                self.judge.put_isolated(key, found[key], array, exact[key], further)
+            else:
+                self.judge.fail_isolated(key, "the candidate's module has no such gradient")
+
+
+class Target(Protocol):
+    """Where a ``DecisionSink`` sends what it gets: the judge, or a witness."""
+
+    def put(self, name: str, array: Array) -> None: ...
+
+    def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None: ...
+
+    def put_decisions(self, name: str, array: Array, margins: Callable[[], Array | None]) -> None: ...
+
+    def put_alike(self, name: str, array: Array, alike: Array) -> None: ...
 
 
 class DecisionSink:
-    """Sends decisions to the judge with their margins, everything else as it is.
+    """Sends decisions on with their margins, values that hang on them with where they count, all else as it is.
 
-    One decision that fell otherwise moves the target boxes and scores of its whole image, so the values that hang on
-    decisions are compared in the images where all sides decided alike: the candidate, the reference, and the oracle,
-    from which the reference's own rounding keeps it in many an image of a large batch. Decisions come first.
+    One decision that fell otherwise moves what is to be learned there, so these values are compared where all sides
+    decided alike: the candidate, the reference, and the oracle, from which the reference's own rounding keeps it
+    somewhere in many a batch. Decisions come first.
+
+    Args:
+        target: gets everything.
+        trainee: knows what hangs on what.
+        margins: gives those of all decisions by name; called once, where one differs.
+        others: traces of the reference and of the oracle.
     """
 
     def __init__(
-        self, judge: StepJudge, margins: Mapping[str, Array], noise: float, reference: Trace, oracle: Trace
+        self, target: Target, trainee: Trainee, margins: Callable[[], Mapping[str, Array]], others: Sequence[Trace]
     ) -> None:
-        self.judge, self.margins, self.noise, self.reference, self.oracle = judge, margins, noise, reference, oracle
-        self._alike: Array | None = None  # (images,) bool
+        self.target, self.trainee, self.margins, self.others = target, trainee, cache(margins), others
+        self.decided: dict[str, Array] = {}
 
     def put(self, name: str, array: Array) -> None:
-        decided = self.margins.get(name.removeprefix("assignment/")) if name.startswith("assignment/") else None
-        if decided is None:
-            self.judge.put(name, array)
+        phase, _, key = name.partition("/")
+        known = all(name in trace and trace[name].shape == array.shape for trace in self.others)
+        if phase != "assignment" or not known:
+            self.target.put(name, array)
         elif array.dtype.kind in "biu":
-            self.judge.put_decisions(name, array, decided, self.noise)
-            for other in (self.reference[name], self.oracle[name]):
-                if other.shape == array.shape:
-                    same = (array == other).reshape(len(array), -1).all(axis=1)
-                    self._alike = same if self._alike is None else self._alike & same
-        elif self._alike is None:
-            self.judge.put(name, array)
+            self.decided[key] = array
+            self.target.put_decisions(name, array, lambda: self.margins().get(key))
+        elif not self.decided:
+            self.target.put(name, array)
         else:
-            self.judge.put_alike(name, array, self._alike)
+            theirs = [{key: trace[f"assignment/{key}"] for key in self.decided} for trace in self.others]
+            self.target.put_alike(name, array, self.trainee.alike(key, [self.decided, *theirs]))
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
-        self.judge.alias(name, existing, values)
-
-
-def decision_noise(single: Trainee, oracle: Trainee, recording: Recording, exact: Recording, batch: Any) -> float:
-    """Largest relative error, in float32, of the numbers that are decided on; vanishing ones decide nothing."""
-    values, true = single.decision_values(recording.outputs, batch), oracle.decision_values(exact.outputs, batch)
-    relevant = true > 1e-6 * true.max(initial=0.0)
-    if not relevant.any():
-        return 0.0
-    return float((np.abs(values - true)[relevant] / true[relevant]).max())
+        self.target.alias(name, existing, values)

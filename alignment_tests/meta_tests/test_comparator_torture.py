@@ -378,6 +378,37 @@ def test_a_reference_far_from_its_oracle_proves_nothing(candidate: Array) -> Non
     assert result.reason.startswith("proves nothing: the reference errs by")
 
 
+MOST = np.linspace(1.0, 2.0, 200)
+SPOILT = (MOST + 1e-7 * np.cos(np.arange(200))).astype(F32)  # a reference with one element that is all noise
+SPOILT[7] = -1.0
+
+
+@pytest.mark.parametrize(
+    ("candidate", "told"),
+    [
+        (put(3.0, (7,))(SPOILT), "90% of the elements err by up to"),
+        (put(1.5, (7,))(SPOILT + F32(3e-7)), "90% of the elements err by up to"),
+        (SPOILT * F32(1 + 1e-4), "90% of the elements err by up to"),
+        (np.zeros_like(SPOILT), "90% of the elements err by up to"),
+        (-SPOILT, "90% of the elements err by up to"),
+        (SPOILT[::-1], "90% of the elements err by up to"),
+    ],
+    ids=["noise elsewhere", "rounding", "scaled", "zeros", "sign", "order"],
+)
+def test_most_elements_are_judged_where_the_largest_error_proves_nothing(
+    candidate: Array, told: str, request: pytest.FixtureRequest
+) -> None:
+    result = compare_arrays(candidate, SPOILT, oracle=MOST)
+    assert told in result.reason
+    assert result.passed == any(name in request.node.callspec.id for name in ("noise elsewhere", "rounding"))
+    assert result.failing == (0 if result.passed else 200)
+
+
+def test_a_reference_that_is_noise_in_most_elements_proves_nothing() -> None:
+    noise = (MOST * np.where(np.arange(200) % 3, -1, 1)).astype(F32)
+    assert compare_arrays(noise, noise, oracle=MOST).reason.startswith("proves nothing")
+
+
 @pytest.mark.parametrize(("error", "passes"), [(2.0**-5, True), (2.0**-4, False)])
 def test_an_allowance_as_large_as_the_scale_proves_nothing(error: float, passes: bool) -> None:
     oracle = np.array([1.0, 0.0])

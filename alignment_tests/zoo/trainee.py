@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alignment_tests.harness.adapters import Array, adapter_for
-from alignment_tests.harness.trainee import Trainee
+from alignment_tests.harness.trainee import Share, Trainee, alike_by_image
 
 # Powers of two: float32 and float64 hold them alike, and Jittor takes Python floats as float32.
 RATE, MOMENTUM, DECAY = 2.0**-4, 2.0**-1, 2.0**-10
@@ -41,11 +41,11 @@ class ClassifierTrainee:
     def assign(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         return {}
 
-    def margins(self, outputs: Any, batch: Batch) -> dict[str, Array]:
+    def margins(self, exact: Any, outputs: Any, batch: Batch, share: Share) -> dict[str, Array]:
         return {}
 
-    def decision_values(self, outputs: Any, batch: Batch) -> Array:
-        return np.zeros(0)
+    def alike(self, name: str, sides: Sequence[Mapping[str, Array]]) -> Array:
+        return alike_by_image(sides)
 
     def images(self, batch: Batch) -> Any:
         return self.adapter.from_numpy(batch.images.astype(self.precision))

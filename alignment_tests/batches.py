@@ -1,4 +1,4 @@
-"""Training batches: the photographs that come with this repository, with their boxes."""
+"""Training batches: photographs with their boxes, those that come with this repository or another COCO folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from fixtures.images import letterbox_place, letterboxed
 
 # 28 photographs of blood cells in the form of a COCO folder.
 PHOTOGRAPHS = Path(__file__).resolve().parents[1] / "fixtures" / "photographs"
-PARTS = ("train2017", "val2017")
 
 Array = npt.NDArray[Any]
 
@@ -31,50 +30,65 @@ class Photograph:
     boxes: Array
 
 
-@lru_cache(maxsize=1)
-def all_photographs() -> tuple[Photograph, ...]:
-    """Those to train on, then those to validate with, each by id."""
+@dataclass(frozen=True)
+class Photographs:
+    """A folder with ``annotations/instances_PART.json`` and ``images/PART/``; all parts by name, each by image id."""
+
+    folder: Path = PHOTOGRAPHS
+
+    @property
+    def all(self) -> tuple[Photograph, ...]:
+        return read_photographs(self.folder)
+
+    def one(self, number: int, size: tuple[int, int]) -> tuple[Array, Array]:
+        """Number ``number``, counted over all rounds, letterboxed, with rows class, cx, cy, w, h.
+
+        In every second round it is flipped from left to right.
+        """
+        again, place = divmod(number, len(self.all))
+        one = self.all[place]
+        pixels = letterboxed(one.path, size)
+        scale, top, left = letterbox_place(one.height, one.width, size)
+        kinds, x, y, w, h = (one.boxes * [1, scale, scale, scale, scale]).T
+        rows = np.stack([kinds, (left + x + w / 2) / size[1], (top + y + h / 2) / size[0], w / size[1], h / size[0]], 1)
+        if again % 2:
+            pixels, rows[:, 1] = np.ascontiguousarray(pixels[:, :, ::-1]), 1 - rows[:, 1]
+        return pixels, rows
+
+    def batches(self, count: int, batch: int, size: tuple[int, int], first: int = 0) -> list[Batch]:
+        """``count`` batches, from number ``first`` on."""
+        made = []
+        for start in range(first, first + count * batch, batch):
+            pairs = [self.one(number, size) for number in range(start, start + batch)]
+            targets = [np.insert(rows, 0, place, axis=1) for place, (_, rows) in enumerate(pairs)]
+            made.append(Batch(np.stack([pixels for pixels, _ in pairs]), np.concatenate(targets)))
+        return made
+
+
+@lru_cache(maxsize=2)
+def read_photographs(folder: Path) -> tuple[Photograph, ...]:
+    """What ``Photographs`` holds.
+
+    Raises:
+        ValueError: there are no annotations.
+    """
     found: list[Photograph] = []
-    for part in PARTS:
-        data = json.loads((PHOTOGRAPHS / "annotations" / f"instances_{part}.json").read_text(encoding="utf-8"))
+    for file in sorted((folder / "annotations").glob("instances_*.json")):
+        part, data = file.stem.removeprefix("instances_"), json.loads(file.read_text(encoding="utf-8"))
         classes = {category: number for number, category in enumerate(sorted(c["id"] for c in data["categories"]))}
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in data["images"]}
         for entry in data["annotations"]:
-            boxes[entry["image_id"]].append([classes[entry["category_id"]], *entry["bbox"]])
+            if not entry.get("iscrowd"):
+                boxes[entry["image_id"]].append([classes[entry["category_id"]], *entry["bbox"]])
         for image in sorted(data["images"], key=lambda image: int(image["id"])):
-            path, rows = PHOTOGRAPHS / "images" / part / image["file_name"], np.array(boxes[image["id"]], np.float64)
-            found.append(Photograph(path, image["height"], image["width"], rows.reshape(-1, 5)))
+            rows = np.array(boxes[image["id"]], np.float64).reshape(-1, 5)
+            path = folder / "images" / part / image["file_name"]
+            found.append(Photograph(path, image["height"], image["width"], rows))
+    if not found:
+        raise ValueError(f"`photographs` must be a folder with annotations/instances_*.json. Received: {folder}")
     return tuple(found)
 
 
-def letterboxed_photograph(number: int, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Photograph ``number``, counted over all rounds, with rows class, cx, cy, w, h; flipped in every second round."""
-    everything = all_photographs()
-    again, place = divmod(number, len(everything))
-    one = everything[place]
-    pixels = letterboxed(one.path, size)
-    scale, top, left = letterbox_place(one.height, one.width, size)
-    kinds, x, y, w, h = (one.boxes * [1, scale, scale, scale, scale]).T
-    rows = np.stack([kinds, (left + x + w / 2) / size[1], (top + y + h / 2) / size[0], w / size[1], h / size[0]], 1)
-    if again % 2:
-        pixels, rows[:, 1] = np.ascontiguousarray(pixels[:, :, ::-1]), 1 - rows[:, 1]
-    return pixels, rows
-
-
-def photographs(count: int, batch: int, size: tuple[int, int]) -> list[Batch]:
-    """``count`` batches of photographs, letterboxed, with their boxes.
-
-    The 28 photographs come in the same order every time; where more are asked for, they begin again, flipped from left
-    to right in every second round.
-    """
-    made = []
-    for start in range(0, count * batch, batch):
-        pairs = [letterboxed_photograph(number, size) for number in range(start, start + batch)]
-        targets = [np.insert(rows, 0, place, axis=1) for place, (_, rows) in enumerate(pairs)]
-        made.append(Batch(np.stack([pixels for pixels, _ in pairs]), np.concatenate(targets)))
-    return made
-
-
 def training_batches(count: int, batch: int, size: tuple[int, int]) -> tuple[list[Batch], str]:
-    """Batches, and in words what they are."""
-    return photographs(count, batch, size), "photographs of blood cells with their boxes"
+    """Batches of the photographs that are here, and in words what they are."""
+    return Photographs().batches(count, batch, size), "photographs of blood cells with their boxes"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alignment_tests.batches import all_photographs
+from alignment_tests.batches import Photographs
 from fixtures.dataset import DetectionDataset, load_dataset
 from fixtures.golden import recorded_json
 
@@ -52,7 +52,7 @@ def write_varied_coco(root: Path) -> Path:
     known = recorded_json("postprocess/coco_records")["coco80_to_91"]
     names = {number: name for name, number in CATEGORIES.items()}
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for number, photograph in enumerate(all_photographs()):
+    for number, photograph in enumerate(Photographs().all):
         part, name = photograph.path.parent.name, photograph.path.name
         upright, grey = number % 5 == 0, number % 7 == 3
         size, boxes = cut(photograph.boxes[:, 1:], CUTS[number % len(CUTS)], upright)

@@ -2,7 +2,7 @@
 
     python -m alignment_tests.meta_tests --output docs/proof.md
     python -m alignment_tests.meta_tests --only optimizer --clean-runs 0
-    python -m alignment_tests.meta_tests --only none --clean-runs 200
+    python -m alignment_tests.meta_tests --only none --clean-runs 200 --training-runs 60
 
 The page is made of a JSON file, which is written beside it: docs/results/proof.json. Faults that are not asked for keep
 what they have there. Progress goes to stderr. The exit code is 0 where every fault is found and no run without a fault
@@ -36,12 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="only faults whose name, kind or experiment holds it; none for no fault",
     )
     parser.add_argument("--clean-runs", type=int, default=200, metavar="N", help="runs without a fault (default: 200)")
+    parser.add_argument(
+        "--training-runs", type=int, default=60, metavar="N", help="trainings without a fault (default: 60)"
+    )
+    parser.add_argument(
+        "--photographs",
+        type=Path,
+        metavar="FOLDER",
+        help="of the trainings, in COCO form with instances_*.json (default: those that are here)",
+    )
     parser.add_argument("--jobs", type=positive, default=default_jobs(), help="processes (default: %(default)s here)")
     options = parser.parse_args(arguments)
-    if options.clean_runs < 0:
-        parser.error(f"`--clean-runs` must be at least 0. Received: {options.clean_runs}")
+    for name in ("clean_runs", "training_runs"):
+        if getattr(options, name) < 0:
+            parser.error(f"`--{name.replace('_', '-')}` must be at least 0. Received: {getattr(options, name)}")
+    if options.photographs is not None and not list(options.photographs.glob("annotations/instances_*.json")):
+        parser.error(
+            f"`--photographs` must be a folder with annotations/instances_*.json. Received: {options.photographs}"
+        )
     try:
-        return run(options.output, options.only, options.clean_runs, options.jobs)
+        return run(options)
     except UnknownFaultError as error:
         parser.error(str(error))
 
@@ -50,24 +64,28 @@ class UnknownFaultError(ValueError):
     """No fault has the text that was asked for."""
 
 
-def run(output: Path, only: Sequence[str], clean: int, jobs: int) -> int:
+def run(options: argparse.Namespace) -> int:
     from jt_impl.runtime import progress
 
     start = time.perf_counter()
     with progress():
+        from alignment_tests.batches import PHOTOGRAPHS
+        from alignment_tests.meta_tests.clean_training import training_runs
         from alignment_tests.meta_tests.experiments import FAULTS
         from alignment_tests.meta_tests.proof import as_json, write
         from alignment_tests.meta_tests.runner import chosen
         from alignment_tests.meta_tests.shares import run_all
 
-        faults = chosen(only)
-        if not faults and list(only) != ["none"]:
-            raise UnknownFaultError(f"`--only` must be part of a name, kind or experiment. Received: {list(only)}")
-        findings, runs = run_all(faults, clean, jobs)
-    data = as_json(findings, runs, time.perf_counter() - start, jobs)
-    write(output, data, list(FAULTS))
-    print(f"written: {output}", file=sys.stderr)
-    return int(any(not f["detected"] for f in data["faults"]) or any(not r["aligned"] for r in data["clean"]))
+        faults = chosen(options.only)
+        if not faults and options.only != ["none"]:
+            raise UnknownFaultError(f"`--only` must be part of a name, kind or experiment. Received: {options.only}")
+        trainings = training_runs(options.training_runs, options.photographs or PHOTOGRAPHS)
+        found = run_all(faults, options.clean_runs, options.jobs, trainings)
+    data = as_json(*found, time.perf_counter() - start, options.jobs)
+    write(options.output, data, list(FAULTS))
+    print(f"written: {options.output}", file=sys.stderr)
+    alarms = [run for run in (*data["clean"], *data["training"]) if not run["aligned"]]
+    return int(bool(alarms) or any(not fault["detected"] for fault in data["faults"]))
 
 
 if __name__ == "__main__":

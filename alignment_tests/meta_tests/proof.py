@@ -10,19 +10,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment_tests.harness.report import write_text_atomically
+from alignment_tests.harness.report import Report, write_text_atomically
 from alignment_tests.meta_tests.clean import CleanRun
+from alignment_tests.meta_tests.clean_training import TrainingRun, boxes_of
 from alignment_tests.meta_tests.outcome import PLAIN, Outcome
 from alignment_tests.meta_tests.runner import Finding
 from fixtures.run_record import commit_of
 
 ROOT = Path(__file__).resolve().parents[2]
-FORMAT = 2
+FORMAT = 3
 LOCATING = "every array, 1e-5"  # the only plain check that can name a place
 Data = dict[str, Any]
 
 
-def as_json(findings: Iterable[Data], runs: Iterable[Data], seconds: float, jobs: int) -> Data:
+def as_json(
+    findings: Iterable[Data], runs: Iterable[Data], trainings: Iterable[Data], seconds: float, jobs: int
+) -> Data:
     """Of one run of the command, which may have been asked for some faults only, and took ``seconds`` in all."""
     made = {"commit": commit_of(ROOT, ("docs",)), "environment": environment() | {"processes": jobs}}
     return {
@@ -30,6 +33,7 @@ def as_json(findings: Iterable[Data], runs: Iterable[Data], seconds: float, jobs
         "seconds": round(seconds),
         "faults": [finding | made for finding in findings],
         "clean": [run | made for run in runs],
+        "training": [run | made for run in trainings],
     }
 
 
@@ -42,13 +46,14 @@ def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
         known: names of all faults there are, in order; others are dropped.
     """
     if older is None or older.get("format") != FORMAT:
-        older = {"faults": [], "clean": []}
+        older = {"faults": [], "clean": [], "training": []}
     found = {one["name"]: one for one in [*older["faults"], *newer["faults"]]}
     return {
         "format": FORMAT,
         "seconds": newer["seconds"],
         "faults": [found[name] for name in known if name in found],
         "clean": newer["clean"] or older["clean"],
+        "training": newer["training"] or older["training"],
     }
 
 
@@ -79,6 +84,34 @@ def clean_as_json(run: CleanRun, outcome: Outcome, seconds: float) -> Data:
         "aligned": outcome.aligned,
         "reason": outcome.reason[:300],
         "plain alarms": [title for title, blame in outcome.plain.items() if blame is not None],
+        "seconds": round(seconds, 2),
+    }
+
+
+def training_as_json(run: TrainingRun, report: Report, seconds: float) -> Data:
+    few, many = boxes_of(run.batches())
+    compared = [row.accumulated for row in report.rows if row.accumulated is not None and row.verdict == "pass"]
+    used: dict[str, float] = {}
+    for found in compared:
+        if found.max_abs_error is not None and found.budget and found.max_abs_error <= found.budget:
+            used[found.dtype] = max(used.get(found.dtype, 0.0), found.max_abs_error / found.budget)
+    return {
+        "seed": run.seed,
+        "model": run.model,
+        "kind": run.kind,
+        "images": "drawn scenes" if run.photographs is None else f"photographs ({run.photographs.name})",
+        "boxes": [few, many],
+        "size": list(run.size),
+        "batch": run.batch,
+        "steps": run.steps,
+        "first step": run.first_step,
+        "threads": run.threads,
+        "free-running": run.free_running,
+        "aligned": report.aligned,
+        "reason": report.problems[0][:300] if report.problems else "",
+        "rows": len(report.rows),
+        "rows that needed further runs": sum("further runs" in row.reason for row in report.rows),
+        "largest share of the limit": {name: round(value, 3) for name, value in sorted(used.items())},
         "seconds": round(seconds, 2),
     }
 
@@ -115,7 +148,8 @@ def write(page: Path, data: Data, known: Sequence[str]) -> Data:
 
 
 def render(data: Data) -> str:
-    parts = [INTRODUCTION, summary(data), WHAT_COUNTS, kinds(data), misses(data), clean(data), table(data), again(data)]
+    parts = [INTRODUCTION, summary(data), WHAT_COUNTS, kinds(data), misses(data), clean(data), training(data)]
+    parts += [table(data), again(data)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -223,6 +257,48 @@ def clean(data: Data) -> str:
     )
 
 
+def training(data: Data) -> str:
+    runs = data["training"]
+    if not runs:
+        return ""
+    grouped: dict[tuple[str, str], list[Data]] = {}
+    for run in runs:
+        grouped.setdefault((run["kind"], run["model"]), []).append(run)
+    rows = []
+    for (kind, model), group in sorted(grouped.items()):
+        shares = {
+            name: max((run["largest share of the limit"].get(name, 0.0) for run in group), default=0.0)
+            for name in ("float64", "float32", "float16")
+        }
+        rows.append(
+            [
+                kind,
+                model if model == "narrow" else model.upper(),
+                str(len(group)),
+                str(sum(not run["aligned"] for run in group)),
+                str(sum(run["rows"] for run in group)),
+                str(sum(run["rows that needed further runs"] for run in group)),
+                *[f"{value:.2f}" if value else "–" for value in shares.values()],
+            ]
+        )
+    boxes = [run["boxes"] for run in runs]
+    images = ", ".join(
+        dict.fromkeys(f"{sum(r['images'] == one['images'] for r in runs)} on {one['images']}" for one in runs)
+    )
+    told = (
+        f"{len(runs)} comparisons of one to three whole training steps of both frameworks ({images}), each with"
+        f" weights, images and batch of its own, {min(b[0] for b in boxes)} to {max(b[1] for b in boxes)} boxes an"
+        f" image, at {len({tuple(run['size']) for run in runs})} sizes, from the first step of warm-up, from its middle"
+        f" and after it, with {', '.join(str(n) for n in sorted({run['threads'] for run in runs}))} threads."
+        f" {sum(not run['aligned'] for run in runs)} were alarmed about. Shares are of the limit, at most."
+    )
+    alarms = [f"- {r['model']}, {r['kind']}, seed {r['seed']}: {r['reason']}" for r in runs if not r["aligned"]]
+    heads = ["kind", "model", "runs", "false alarms", "rows", "of these with further runs"]
+    heads += ["float64 share", "float32 share", "half share"]
+    lines = ["## Whole training steps without a fault", "", told, "", markdown(heads, rows)]
+    return "\n".join([*lines, *(["", *alarms] if alarms else [])])
+
+
 def table(data: Data) -> str:
     def mark(found: Data) -> str:
         return "named" if found.get("exact") else "found" if found.get("detected") else "–"
@@ -243,15 +319,16 @@ def table(data: Data) -> str:
 
 
 def again(data: Data) -> str:
-    parts = [*data["faults"], *data["clean"]]
+    parts = [*data["faults"], *data["clean"], *data["training"]]
     commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
     known = parts[-1]["environment"]
-    faults, alone = (sum(one["seconds"] for one in data[part]) for part in ("faults", "clean"))
+    faults, alone, whole = (sum(one["seconds"] for one in data[part]) for part in ("faults", "clean", "training"))
     told = (
         f"The second form runs some faults only; the others keep what they have. Commit {commits}; Python"
         f" {known['python']}, PyTorch {known['torch']}, Jittor {known['jittor']}, numpy {known['numpy']},"
         f" {known['cores']} cores, {known['processes']} processes. The command last took {data['seconds']} s;"
-        f" all faults together took {faults:.0f} s and all runs without one {alone:.0f} s of a process."
+        f" of a process all faults together took {faults:.0f} s, all runs without one {alone:.0f} s, the trainings"
+        f" {whole:.0f} s."
     )
     return f"""
 ## How to make this page again

@@ -10,58 +10,73 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from alignment_tests.meta_tests.clean import CleanRun, clean_runs
+from alignment_tests.meta_tests.clean_training import TrainingRun
 from alignment_tests.meta_tests.experiments import FAULTS, make
 from alignment_tests.meta_tests.fault import Fault
-from alignment_tests.meta_tests.proof import Data, clean_as_json, finding_as_json
+from alignment_tests.meta_tests.proof import Data, clean_as_json, finding_as_json, training_as_json
 from alignment_tests.meta_tests.runner import by_experiment, examine_all
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of one experiment: names of faults, or runs without a fault."""
+    """Of one experiment: names of faults, or runs without a fault; or whole trainings without one."""
 
     faults: tuple[str, ...] = ()
     clean: tuple[CleanRun, ...] = ()
+    training: tuple[TrainingRun, ...] = ()
 
 
-def shares(faults: Iterable[Fault], clean: int) -> list[Share]:
-    """The longest first, so that no process is left alone with one at the end: training, then what has most runs."""
+def shares(faults: Iterable[Fault], clean: int, training: Iterable[TrainingRun] = ()) -> list[Share]:
+    """The longest first, so that no process is left alone with one at the end: training, then what has most runs.
+
+    Whole trainings of one model and kind share their kernels, and are a share.
+    """
     dealt = {name: Share(faults=tuple(fault.name for fault in group)) for name, group in by_experiment(faults).items()}
     runs: dict[str, list[CleanRun]] = {}
     for run in clean_runs(clean):
         runs.setdefault(run.experiment, []).append(run)
     alone = [(name, Share(clean=tuple(group))) for name, group in runs.items()]
 
+    whole: dict[str, list[TrainingRun]] = {}
+    for one in training:
+        whole.setdefault(f"training of {one.model}, {one.kind}", []).append(one)
+    alone += [(name, Share(training=tuple(group))) for name, group in whole.items()]
+
     def cost(item: tuple[str, Share]) -> tuple[bool, int]:
         name, share = item
-        return not name.startswith("training"), -len(share.faults) - len(share.clean)
+        return not name.startswith("training"), -len(share.faults) - len(share.clean) - len(share.training)
 
     return [share for _, share in sorted([*dealt.items(), *alone], key=cost)]
 
 
-def run_all(faults: Iterable[Fault], clean: int, jobs: int) -> tuple[list[Data], list[Data]]:
-    """What became of the faults and of the runs without one, both in the order in which one process has them.
+def run_all(
+    faults: Iterable[Fault], clean: int, jobs: int, training: Iterable[TrainingRun] = ()
+) -> tuple[list[Data], list[Data], list[Data]]:
+    """What became of the faults, of the runs without one, and of the trainings, in the order of one process.
 
     Raises:
         RuntimeError: a candidate without a fault is not aligned, before the first fault of an experiment or after the
             last.
     """
-    every = list(faults)
-    dealt = shares(every, clean)
+    every, trainings = list(faults), list(training)
+    dealt = shares(every, clean, trainings)
     if jobs == 1 or len(dealt) == 1:
         results = [run_share(share) for share in dealt]
     else:
         # Spawned, since threads of both frameworks and their locks do not survive a fork.
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             results = list(pool.map(run_share, dealt))
-    found = {one["name"]: one for findings, _ in results for one in findings}
-    alone = {one["seed"]: one for _, runs in results for one in runs}
-    return [found[fault.name] for fault in every], [alone[run.seed] for run in clean_runs(clean)]
+    found = {one["name"]: one for findings, _, _ in results for one in findings}
+    alone = {one["seed"]: one for _, runs, _ in results for one in runs}
+    whole = {one["seed"]: one for _, _, runs in results for one in runs}
+    clean_ones = [alone[run.seed] for run in clean_runs(clean)]
+    return [found[fault.name] for fault in every], clean_ones, [whole[run.seed] for run in trainings]
 
 
-def run_share(share: Share) -> tuple[list[Data], list[Data]]:
+def run_share(share: Share) -> tuple[list[Data], list[Data], list[Data]]:
     findings = examine_all([FAULTS[name] for name in share.faults], make, tell)
-    return [finding_as_json(finding) for finding in findings], list(clean_outcomes(share.clean))
+    made = [finding_as_json(finding) for finding in findings]
+    return made, list(clean_outcomes(share.clean)), list(training_outcomes(share.training))
 
 
 def clean_outcomes(runs: Iterable[CleanRun]) -> Iterator[Data]:
@@ -72,6 +87,16 @@ def clean_outcomes(runs: Iterable[CleanRun]) -> Iterator[Data]:
         told = "aligned" if outcome.aligned else f"FALSE ALARM: {outcome.reason}"
         tell(f"clean run of {run.experiment}, seed {run.seed}: {told} {seconds:.1f} s")
         yield clean_as_json(run, outcome, seconds)
+
+
+def training_outcomes(runs: Iterable[TrainingRun]) -> Iterator[Data]:
+    for run in runs:
+        start = time.perf_counter()
+        report = run.run()
+        seconds = time.perf_counter() - start
+        told = "aligned" if report.aligned else f"FALSE ALARM: {report.problems[0]}"
+        tell(f"training of {run.model}, {run.kind}, seed {run.seed}: {told} {seconds:.1f} s")
+        yield training_as_json(run, report, seconds)
 
 
 def tell(text: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from alignment_tests.meta_tests.clean import clean_runs
+from alignment_tests.meta_tests.clean_training import boxes_of, training_runs
 from alignment_tests.meta_tests.experiments import EXPERIMENTS, FAULTS, make
 from alignment_tests.meta_tests.fault import Fault, Patch, fault
 from alignment_tests.meta_tests.outcome import PLAIN, plain_outcomes
@@ -154,10 +155,12 @@ def test_two_hundred_clean_runs_differ_in_seed_size_and_threads() -> None:
 
 
 def test_every_fault_and_every_clean_run_is_in_one_share() -> None:
-    dealt = shares(chosen(), 60)
+    dealt = shares(chosen(), 60, training_runs(60))
     assert sorted(name for share in dealt for name in share.faults) == sorted(FAULTS)
     runs = [run for share in dealt for run in share.clean]
     assert sorted(runs, key=lambda run: run.seed) == list(clean_runs(60))
+    trainings = [run for share in dealt for run in share.training]
+    assert sorted(trainings, key=lambda run: run.seed) == list(training_runs(60))
     assert all(len({FAULTS[name].experiment for name in share.faults}) <= 1 for share in dealt)
 
 
@@ -204,11 +207,24 @@ def test_there_are_two_hundred_clean_runs_on_record_and_no_false_alarm() -> None
     assert [run for run in runs if not run["aligned"]] == []
 
 
+def test_boxes_of_a_clean_training_are_inside_the_image_and_as_many_as_said() -> None:
+    for run in training_runs(14):
+        batches = run.batches()
+        assert len(batches) == run.steps
+        for batch in batches:
+            assert batch.images.shape == (run.batch, 3, *run.size)
+            centre, half = batch.targets[:, 2:4], batch.targets[:, 4:] / 2
+            assert (centre - half >= -1e-9).all()
+            assert (centre + half <= 1 + 1e-9).all()
+        if run.boxes is not None:
+            assert boxes_of(batches) == (run.boxes, run.boxes)
+
+
 def test_faults_that_were_not_asked_for_keep_what_they_have() -> None:
-    older = {"format": FORMAT, "seconds": 5, "faults": entries(a=1, b=1, gone=1), "clean": [1]}
-    newer = {"format": FORMAT, "seconds": 2, "faults": entries(b=2, c=2), "clean": []}
+    older = {"format": FORMAT, "seconds": 5, "faults": entries(a=1, b=1, gone=1), "clean": [1], "training": [3]}
+    newer = {"format": FORMAT, "seconds": 2, "faults": entries(b=2, c=2), "clean": [], "training": []}
     whole = merged(older, newer, ["a", "b", "c"])
-    assert whole == {"format": FORMAT, "seconds": 2, "faults": entries(a=1, b=2, c=2), "clean": [1]}
+    assert whole == older | {"seconds": 2, "faults": entries(a=1, b=2, c=2)}
     assert merged(older | {"format": FORMAT - 1}, newer, ["a", "b", "c"]) == newer
 
 

@@ -53,7 +53,7 @@ def test_training_in_mixed_precision_is_aligned(check_alignment: Callable[[Repor
     assert {row.phase for row in half} == {"activation"}
     assert len(half) > 500
     alone = {row.phase for row in report.rows if row.isolated is not None}
-    assert alone == {"loss", "grad_activation", "grad_parameter"}
+    assert alone >= {"loss", "grad_activation", "grad_parameter"}
     check_alignment(report)
 
 

@@ -49,6 +49,11 @@ class Comparison:
     worst_actual: float | None = None
     worst_expected: float | None = None
 
+    @property
+    def proves_nothing(self) -> bool:
+        """The reference itself errs so much that nothing about the candidate follows."""
+        return not self.passed and self.failing == 0 and self.max_abs_error is not None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

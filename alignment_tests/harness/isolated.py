@@ -10,6 +10,7 @@ import numpy as np
 
 from alignment_tests.harness.adapters import Adapter, Array
 from alignment_tests.harness.judge import Judge
+from alignment_tests.harness.nudged_runs import Nudge, unmoved
 from alignment_tests.harness.side import Side
 from alignment_tests.harness.trace import Call, Trace
 from alignment_tests.harness.tree import OpaqueArgumentError, flatten, is_plain, unflatten
@@ -78,16 +79,23 @@ class WrittenInputError(RuntimeError):
 
 
 def run_alone(
-    adapter: Adapter, module: Any, trace: Trace, call: Call, precision: str, *, strict: bool = False
+    adapter: Adapter,
+    module: Any,
+    trace: Trace,
+    call: Call,
+    precision: str,
+    *,
+    strict: bool = False,
+    nudge: Nudge = unmoved,
 ) -> dict[str, Array]:
-    """Outputs by slot of one module, called as it was in the trace.
+    """Outputs by slot of one module, called as it was in the trace; ``nudge`` moves the recorded arrays before.
 
     Raises:
         OpaqueArgumentError: an argument was neither a tensor nor a plain value.
         WrittenInputError: ``strict``, and the module changes an argument in place that the recorded call did not.
     """
     given: dict[str, tuple[Array, Any]] = {}
-    arguments = arguments_of(adapter, trace, call, precision, given)
+    arguments = arguments_of(adapter, trace, call, precision, given, nudge)
     tensors, _ = flatten(module(*arguments["args"], **arguments["kwargs"]), adapter.is_tensor)
     found = {slot: adapter.to_numpy(tensor) for slot, tensor in tensors.items()}
     for slot, (array, tensor) in given.items() if strict else ():
@@ -97,7 +105,12 @@ def run_alone(
 
 
 def arguments_of(
-    adapter: Adapter, trace: Trace, call: Call, precision: str, given: dict[str, tuple[Array, Any]] | None = None
+    adapter: Adapter,
+    trace: Trace,
+    call: Call,
+    precision: str,
+    given: dict[str, tuple[Array, Any]] | None = None,
+    nudge: Nudge = unmoved,
 ) -> Any:
     """What the call was given, floating inputs cast to ``precision``; half ones of a mixed run stay half in float32.
 
@@ -106,7 +119,7 @@ def arguments_of(
     """
 
     def leaf(slot: str) -> Any:
-        array = trace[f"input/{call.name}/{slot}"]
+        array = nudge(trace[f"input/{call.name}/{slot}"])
         stays = array.dtype.kind != "f" or (array.dtype == np.float16 and precision == "float32")
         array = array if stays else array.astype(precision)
         tensor = adapter.from_numpy(array)

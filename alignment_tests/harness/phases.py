@@ -23,7 +23,7 @@ PHASES = (
 )
 
 # Phases with entries that are zero by structure; weights too: a bias that begins at zero then holds rounding alone.
-STRUCTURAL = ("grad_activation", "grad_parameter", "momentum", "parameter", "ema")
+STRUCTURAL = ("grad_activation", "grad_parameter", "gradient", "momentum", "parameter", "ema")
 GRADIENTS = ("grad_activation", "grad_parameter")  # in float32 they pass kinks
 LOSS = "loss#0"  # the loss as a module call: isolated, it is fed with the model's recorded outputs
 

@@ -115,8 +115,13 @@ def scene(batch: int, size: Size, seed: int, boxes: int) -> Batch:
 
 
 def training_runs(count: int, photographs: Path = PHOTOGRAPHS) -> Iterator[TrainingRun]:
-    """The first ``count`` of an endless list; the lengths of the lists share few factors, so that all are mixed."""
-    for seed in range(1, count + 1):
+    """The first ``count`` of an endless list; the lengths of the lists share few factors, so that all are mixed.
+
+    The first one has twenty steps.
+    """
+    if count:
+        yield TrainingRun(0, "s", "task-aligned", (128, 128), 2, 20, FIRST_STEPS[-1], 2, None, photographs)
+    for seed in range(1, count):
         kind = KINDS[seed % len(KINDS)]
         sizes = SIZES_IN_HALF if kind == HALF else SIZES
         yield TrainingRun(

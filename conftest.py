@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,17 @@ LONG_FILES = (
     *("test_training.py", "test_train_cli.py", "test_model.py", "test_optimizer.py", "test_sabotage.py"),
     *("test_mixed_precision.py", "test_variants.py", "test_training_faults.py", "test_assigners.py"),
 )
+
+
+def share_cores() -> None:
+    """Workers of pytest-xdist get a share of the cores each, unless the user says otherwise: threads that wait for one
+    another spin, so that twice as many as there are cores take longer than half of them."""
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+
+share_cores()  # before anything loads OpenMP
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

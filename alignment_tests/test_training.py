@@ -19,8 +19,8 @@ from fixtures.config import GoldYoloConfig, load_config
 from fixtures.schedule import Schedule
 
 STEPS, BATCH, SIZE = 20, 2, (128, 128)
-# Steps, batch size that rates are scaled for, and first step: that of warm-up, where rates are 0 and that of biases 0.1,
-# and one after it. Twenty steps of S are among the clean runs of docs/proof.md.
+# Steps, batch size that rates are scaled for, and first step: that of warm-up, where rates are 0 and that of biases
+# 0.1, and one after it. Twenty steps of S are among the clean runs of docs/proof.md.
 STARTS = {"n": (20, 16, 0), "s": (3, 16, 1201)}
 
 

@@ -373,6 +373,28 @@ def test_values_behind_decisions_are_compared_where_all_sides_decide_alike(
     assert (row.verdict == "pass") == passes == report.aligned
 
 
+class Misshapen(Weighing):
+    """One of its decisions has another shape than the reference's."""
+
+    otherwise = ()
+
+    def assign(self, outputs: Tensor, batch: Array) -> dict[str, Any]:
+        made = super().assign(outputs, batch)
+        return made | {"chosen": made["chosen"].flatten(1)}
+
+    def losses(self, outputs: Tensor, batch: Array, assignment: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = assignment["chosen"].reshape(outputs.flatten(2).shape)
+        return super().losses(outputs, batch, {"chosen": chosen})
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_a_decision_of_another_shape_is_a_finding(precision: str) -> None:
+    report = align_training(Weighing, Misshapen, BATCHES[:1], precisions=(precision,), free_running=False)
+    assert report.first_divergence is not None
+    assert report.first_divergence.name == "assignment/chosen"
+    assert "shape differs" in report.first_divergence.reason
+
+
 class Restless(ToyTrainee):
     """Aligned whenever it starts from a loaded state; on its own it makes one thing otherwise, of size ``by``."""
 

@@ -73,9 +73,9 @@ def alike_by_image(sides: Sequence[Mapping[str, Array]]) -> Array:
         (first[key] == side[key]).reshape(len(first[key]), -1).all(axis=1)
         for side in sides[1:]
         for key in first
-        if key in side and side[key].shape == first[key].shape
+        if first[key].ndim
     ]
-    return np.logical_and.reduce(same)
+    return np.logical_and.reduce([one for one in same if one.shape == same[0].shape])
 
 
 def train_step(

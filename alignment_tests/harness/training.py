@@ -353,20 +353,26 @@ class DecisionSink:
     ) -> None:
         self.target, self.trainee, self.margins, self.others = target, trainee, cache(margins), others
         self.decided: dict[str, Array] = {}
+        self.comparable = True  # until a decision is lacking or has another shape, which fails by itself
 
     def put(self, name: str, array: Array) -> None:
         phase, _, key = name.partition("/")
         known = all(name in trace and trace[name].shape == array.shape for trace in self.others)
-        if phase != "assignment" or not known:
-            self.target.put(name, array)
-        elif array.dtype.kind in "biu":
+        decision = phase == "assignment" and array.dtype.kind in "biu"
+        if decision and known:
             self.decided[key] = array
             self.target.put_decisions(name, array, lambda: self.margins().get(key))
-        elif not self.decided:
+            return
+        self.comparable = self.comparable and not decision
+        if phase != "assignment" or not (known and self.comparable and self.decided):
             self.target.put(name, array)
+            return
+        theirs = [{key: trace[f"assignment/{key}"] for key in self.decided} for trace in self.others]
+        alike = self.trainee.alike(key, [self.decided, *theirs])
+        if alike.shape == array.shape[: alike.ndim]:
+            self.target.put_alike(name, array, alike)
         else:
-            theirs = [{key: trace[f"assignment/{key}"] for key in self.decided} for trace in self.others]
-            self.target.put_alike(name, array, self.trainee.alike(key, [self.decided, *theirs]))
+            self.target.put(name, array)
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
         self.target.alias(name, existing, values)

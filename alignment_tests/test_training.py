@@ -14,6 +14,7 @@ from alignment_tests.harness.free_runs import distance, parameters_of
 from alignment_tests.harness.phases import PHASES
 from alignment_tests.harness.trainee import train_step
 from alignment_tests.harness.training import align_training
+from alignment_tests.meta_tests.forward import narrow_config
 from alignment_tests.trainees import GoldYoloTrainee, Run
 from fixtures.config import GoldYoloConfig, load_config
 from fixtures.schedule import Schedule
@@ -104,12 +105,12 @@ def converted(trainee: GoldYoloTrainee, run: Run, package: str) -> GoldYoloTrain
 @pytest.mark.parametrize("order", [("torch_ref", "jt_impl"), ("jt_impl", "torch_ref")], ids="-then-".join)
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_training_goes_on_in_the_other_framework(order: tuple[str, str], precision: str) -> None:
-    """Ten steps in one, converted, ten in the other, equal to twenty in one of them within the budget.
+    """Ten steps of the narrow network in one, converted, ten in the other, equal to twenty in one within the budget.
 
     The learning rate is small, so that float64 stays below the bar over twenty steps; float32 is measured in units of
     the drift between the reference's own float32 and float64 runs.
     """
-    gentle = load_config("gold_yolo_n")
+    gentle = narrow_config()
     gentle = replace(gentle, solver=replace(gentle.solver, lr0=1e-4))
     run = Run(gentle, SIZE, BATCH, Schedule(gentle.solver, 16, 400, 300), first_step=1201)
     batches, _ = training_batches(STEPS, BATCH, SIZE)

@@ -10,18 +10,19 @@ import pytest
 from alignment_tests.batches import training_batches
 from alignment_tests.harness import Report
 from alignment_tests.harness.training import align_training
-from alignment_tests.test_training import BATCH, SIZE, training_run
-from alignment_tests.trainees import GoldYoloTrainee
-from fixtures.schedule import ema_decay
+from alignment_tests.meta_tests.forward import narrow_config
+from alignment_tests.trainees import GoldYoloTrainee, Run
+from fixtures.schedule import Schedule, ema_decay
 
-AFTER_WARMUP = 1201
+AFTER_WARMUP, BATCH, SIZE = 1201, 2, (128, 128)
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], "Callable[[GoldYoloTrainee], None] | None"]
 
 
 def compare(after: Callable[[GoldYoloTrainee], None] | None, *, deep: bool) -> Report:
-    """One step in float64, with a batch size that needs no accumulation."""
-    run = training_run("n", 64, AFTER_WARMUP)
+    """One step of the narrow network in float64, with a batch size that needs no accumulation."""
+    config = narrow_config()
+    run = Run(config, SIZE, BATCH, Schedule(config.solver, 64, 400, 300), first_step=AFTER_WARMUP)
     batches, _ = training_batches(1, BATCH, SIZE)
     reference, candidate = run.makers()
 

@@ -27,7 +27,7 @@ from alignment_tests.harness.trainee import Make, Trainee, train_step
 class FreeRuns:
     """The candidate on its own, beside the steps that are compared.
 
-    No state is kept but the first: memory does not grow with the number of steps.
+    Of the past only the first weights and the last state are kept: memory does not grow with the number of steps.
 
     Attributes:
         curves: by name, one number per step: "loss, SIDE PRECISION" and "drift, SIDE PRECISION", the distance from the
@@ -49,6 +49,7 @@ class FreeRuns:
         for trainee in self.trainees.values():
             trainee.load(start)
         self.follower = reference("float64") if "float64" in precisions else None
+        self.last = {precision: trainee.state() for precision, trainee in self.trainees.items()}
         self.steps, self.problem = 0, ""
         self.curves: dict[str, tuple[float, ...]] = {}
 
@@ -56,18 +57,17 @@ class FreeRuns:
         """One more step; the references have made theirs, with these losses."""
         for precision, loss in losses.items():
             self._add(f"loss, reference {precision}", loss)
-        for precision, trainee in self.trainees.items():
-            before = trainee.state() if precision == "float64" else {}
-            loss, gradients = train_step(trainee, batch)
-            self._add(f"loss, candidate {precision}", loss)
-            if before and not self.problem:
-                taught = gradients if self.taught_updates else None
-                self.problem = self._followed(before, trainee.state(), batch, taught)
         oracle = parameters_of(references["float64"].state())
         way = distance(oracle, self.start) or 1.0
-        runs = {f"candidate {precision}": trainee for precision, trainee in self.trainees.items()}
-        for name, trainee in {"reference float32": references["float32"], **runs}.items():
-            self._add(f"drift, {name}", distance(parameters_of(trainee.state()), oracle) / way)
+        self._add("drift, reference float32", distance(parameters_of(references["float32"].state()), oracle) / way)
+        for precision, trainee in self.trainees.items():
+            loss, gradients = train_step(trainee, batch)
+            self._add(f"loss, candidate {precision}", loss)
+            before, self.last[precision] = self.last[precision], trainee.state()
+            if precision == "float64" and not self.problem:
+                taught = gradients if self.taught_updates else None
+                self.problem = self._followed(before, self.last[precision], batch, taught)
+            self._add(f"drift, candidate {precision}", distance(parameters_of(self.last[precision]), oracle) / way)
         self.steps += 1
 
     def _followed(

@@ -58,7 +58,7 @@ def task_aligned_margins(exact: Decided, single: Decided, top: int, share: Share
     # Of metrics that are zero the first by position are taken; in a narrower precision others may be zero too.
     by_rank = torch.where(ranked > 0, by_rank, share(torch.ones_like(ranked), error))
     claims = top_k(ranked, top) & inside & exact.truth.valid.unsqueeze(-1)
-    by_box = box_margins(claims, overlaps, largest(relative_error(own[1], overlaps), around), share)
+    by_box = box_margins(claims, overlaps, largest(relative_error(own[1], overlaps), around), exact.truth, share)
     return torch.minimum(of_anchor(torch.minimum(by_rank, edge_margins(exact, single, share)), exact.truth), by_box)
 
 
@@ -76,7 +76,7 @@ def atss_margins(exact: Decided, single: Decided, share: Share, top: int = ATSS_
     by_overlap = torch.where(candidates, by_overlap, torch.inf)
     claims = candidates & (above > 0) & points_inside(exact.points, exact.truth.boxes)
     claims = claims & exact.truth.valid.unsqueeze(-1)
-    by_box = box_margins(claims, overlaps, largest(relative_error(own[0], overlaps), candidates), share)
+    by_box = box_margins(claims, overlaps, largest(relative_error(own[0], overlaps), candidates), exact.truth, share)
     closest = torch.minimum(torch.minimum(by_rank, by_overlap), edge_margins(exact, single, share))
     return torch.minimum(of_anchor(closest, exact.truth), by_box)
 
@@ -100,13 +100,19 @@ def edge_margins(exact: Decided, single: Decided, share: Share) -> Tensor:
     return share(edges / size, moved / size)
 
 
-def box_margins(claims: Tensor, overlaps: Tensor, errors: Tensor, share: Share) -> Tensor:
+def box_margins(claims: Tensor, overlaps: Tensor, errors: Tensor, truth: GroundTruth, share: Share) -> Tensor:
     """(N, A): of an anchor that several boxes claim, the gap between the two largest overlaps; else infinite.
+
+    Between boxes that are equal there is no gap to close: their overlaps are the same numbers on every side, and
+    position decides. Boxes of one size inside a larger prediction have equal overlaps too, but rounded each by itself.
 
     ``errors`` (N, M, 1) are those of the overlaps of each box.
     """
-    best = torch.topk(overlaps, min(2, overlaps.shape[1]), dim=1).values
-    gap = (best[:, 0] - best[:, -1]) / (best[:, 0] + TINY)
+    best = overlaps.max(1, keepdim=True)
+    equal = (truth.boxes.unsqueeze(2) == truth.boxes.unsqueeze(1)).all(-1)  # (N, M, M)
+    like_best = torch.gather(equal, 1, best.indices.transpose(1, 2).expand(-1, -1, equal.shape[2]).contiguous())
+    second = torch.where(like_best.transpose(1, 2), 0.0, overlaps).amax(1)
+    gap = (best.values[:, 0] - second) / (best.values[:, 0] + TINY)
     error = torch.where(claims, errors, 0.0).amax(1)
     return torch.where(claims.sum(1) > 1, share(gap, error), torch.inf)
 

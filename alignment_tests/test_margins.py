@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from alignment_tests.loss_cases import BATCH, CLASSES, EDGE_CASES, LEVELS, SIDE,
 from alignment_tests.margins import Decided, atss_margins, task_aligned_margins
 from alignment_tests.trainees import Batch, decided_on
 from fixtures.seeded import uniform
-from torch_ref.assigners import TAL_TOPK, Assignment, assign_atss, assign_task_aligned
+from torch_ref.assigners import TAL_TOPK, Assignment, assign_atss, assign_task_aligned, points_inside
 from torch_ref.losses import build_loss
 
 SINGLE = partial(DEFAULT_BUDGET.share, "float32")
@@ -93,13 +94,23 @@ def test_another_rule_is_beyond_the_margin(assigner: str) -> None:
     assert (margin > 1).any()
 
 
-def test_an_exact_tie_has_no_margin() -> None:
-    """Which of equal boxes gets an anchor is decided by position on every side: float64 excuses no other choice."""
-    exact = decided(EDGE_CASES["the same box twice"], "float64")
+def test_which_of_equal_boxes_is_taken_is_not_excused() -> None:
+    """Their overlaps are the same numbers on every side, so that position decides."""
+    exact = decided(rows((0, 1, 100, 100, 64, 64), (0, 7, 100, 100, 64, 64)), "float64")
     margin = margins("tal", exact, exact, DOUBLE)
     owned = assigned("tal", exact).foreground
     assert owned.any()
-    assert (margin[owned] == 0).any()
+    assert (margin[owned] > 1e3).all()
+
+
+def test_which_of_two_boxes_of_one_size_is_taken_may_be_decided_by_rounding() -> None:
+    """Both lie inside every prediction, so that their overlaps are equal but for rounding."""
+    exact = decided(rows((0, 1, 100, 100, 26.1, 31.5), (0, 1, 110, 90, 26.1, 31.5)), "float64")
+    whole = torch.tensor([20.0, 20.0, 220.0, 220.0], dtype=torch.float64).expand_as(exact.boxes)
+    exact = replace(exact, boxes=whole)
+    contested = assigned("tal", exact).foreground & points_inside(exact.points, exact.truth.boxes)[:, :2].all(1)
+    assert contested.any()
+    assert (margins("tal", exact, exact, DOUBLE)[contested] <= 1).double().mean() > 0.5  # some only one box claims
 
 
 def test_nothing_is_close_without_boxes() -> None:

@@ -182,7 +182,7 @@ class StepJudge:
         comparison = compare_arrays(array, expected, budget=self.budget)
         known = margins() if comparison.failing else None
         if known is not None:
-            comparison = excuse_decisions(comparison, known[array != expected], self._precision)
+            comparison = excuse_decisions(comparison, known[array != expected])
         self._keep(self.accumulated, name, comparison)
 
     def put_alike(self, name: str, array: Array, alike: Array) -> None:
@@ -401,14 +401,11 @@ def badness(comparison: Comparison) -> float:
     return used if comparison.passed else 1e300 + used
 
 
-def excuse_decisions(comparison: Comparison, margins: Array, precision: str) -> Comparison:
+def excuse_decisions(comparison: Comparison, margins: Array) -> Comparison:
     """A failed comparison of decisions passes if every wrong one was decided by no more than rounding can do.
 
-    ``margins`` are those of the wrong ones, in units of what is allowed. In float64 exact ties excuse nothing: equal
-    numbers are equal on every side, and then position decides.
+    ``margins`` are those of the wrong ones, in units of what is allowed.
     """
     widest, closest = float(margins.max()), float(margins.min())
     told = f"{margins.size} of {comparison.elements} decisions differ, by {closest:.2g} to {widest:.2g}"
-    if widest <= 1.0 and (closest > 0.0 or precision != "float64"):
-        return replace(comparison, passed=True, reason=f"{told} of what rounding may do")
-    return replace(comparison, reason=f"{told} of what rounding may do (float64: exact ties must be decided alike)")
+    return replace(comparison, passed=widest <= 1.0, reason=f"{told} of what rounding may do")

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--clean-runs", type=int, default=200, metavar="N", help="runs without a fault (default: 200)")
     parser.add_argument(
-        "--training-runs", type=int, default=60, metavar="N", help="trainings without a fault (default: 60)"
+        "--training-runs", type=int, default=61, metavar="N", help="trainings without a fault (default: 61)"
+    )
+    parser.add_argument(
+        "--training-seed", type=int, action="append", metavar="N", help="only this one of the trainings"
     )
     parser.add_argument(
         "--photographs",
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         if not faults and options.only != ["none"]:
             raise UnknownFaultError(f"`--only` must be part of a name, kind or experiment. Received: {options.only}")
         trainings = training_runs(options.training_runs, options.photographs or PHOTOGRAPHS)
+        trainings = (run for run in trainings if not options.training_seed or run.seed in options.training_seed)
         found = run_all(faults, options.clean_runs, options.jobs, trainings)
     data = as_json(*found, time.perf_counter() - start, options.jobs)
     write(options.output, data, list(FAULTS))

@@ -38,7 +38,7 @@ def as_json(
 
 
 def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
-    """Faults that were not asked for, and runs without a fault where none were, keep what they have.
+    """Faults and trainings that were not asked for, and runs without a fault where none were, keep what they have.
 
     Args:
         older: what is on disk, None if nothing is.
@@ -48,12 +48,13 @@ def merged(older: Data | None, newer: Data, known: Sequence[str]) -> Data:
     if older is None or older.get("format") != FORMAT:
         older = {"faults": [], "clean": [], "training": []}
     found = {one["name"]: one for one in [*older["faults"], *newer["faults"]]}
+    trainings = {one["seed"]: one for one in [*older["training"], *newer["training"]]}
     return {
         "format": FORMAT,
         "seconds": newer["seconds"],
         "faults": [found[name] for name in known if name in found],
         "clean": newer["clean"] or older["clean"],
-        "training": newer["training"] or older["training"],
+        "training": sorted(trainings.values(), key=lambda run: run["seed"]),
     }
 
 

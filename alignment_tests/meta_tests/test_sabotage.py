@@ -221,7 +221,13 @@ def test_boxes_of_a_clean_training_are_inside_the_image_and_as_many_as_said() ->
 
 
 def test_faults_that_were_not_asked_for_keep_what_they_have() -> None:
-    older = {"format": FORMAT, "seconds": 5, "faults": entries(a=1, b=1, gone=1), "clean": [1], "training": [3]}
+    older = {
+        "format": FORMAT,
+        "seconds": 5,
+        "faults": entries(a=1, b=1, gone=1),
+        "clean": [1],
+        "training": [{"seed": 3}],
+    }
     newer = {"format": FORMAT, "seconds": 2, "faults": entries(b=2, c=2), "clean": [], "training": []}
     whole = merged(older, newer, ["a", "b", "c"])
     assert whole == older | {"seconds": 2, "faults": entries(a=1, b=2, c=2)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignment_tests.meta_tests.clean import clean_runs
-from alignment_tests.meta_tests.clean_training import boxes_of, training_runs
+from alignment_tests.meta_tests.clean_training import KINDS, MODELS, boxes_of, training_runs
 from alignment_tests.meta_tests.experiments import EXPERIMENTS, FAULTS, make
 from alignment_tests.meta_tests.fault import Fault, Patch, fault
 from alignment_tests.meta_tests.outcome import PLAIN, plain_outcomes
@@ -207,6 +207,19 @@ def test_there_are_two_hundred_clean_runs_on_record_and_no_false_alarm() -> None
     assert [run for run in runs if not run["aligned"]] == []
 
 
+def test_there_are_sixty_clean_trainings_on_record_and_no_false_alarm() -> None:
+    """Both models at full size, every kind, drawn scenes and photographs, one to thirty boxes an image."""
+    runs = recorded()["training"]
+    assert len(runs) >= 60
+    assert [run for run in runs if not run["aligned"]] == []
+    assert {run["kind"] for run in runs} == set(KINDS)
+    assert {run["model"] for run in runs} == set(MODELS)
+    assert {run["threads"] for run in runs} == {1, 2, 3, 4}
+    assert len({run["images"] for run in runs}) >= 2
+    assert min(run["boxes"][0] for run in runs) == 1
+    assert max(run["boxes"][1] for run in runs) == 30
+
+
 def test_boxes_of_a_clean_training_are_inside_the_image_and_as_many_as_said() -> None:
     for run in training_runs(14):
         batches = run.batches()
@@ -226,7 +239,7 @@ def test_faults_that_were_not_asked_for_keep_what_they_have() -> None:
         "seconds": 5,
         "faults": entries(a=1, b=1, gone=1),
         "clean": [1],
-        "training": [{"seed": 3}],
+        "training": [{"seed": 3, "images": "drawn"}],
     }
     newer = {"format": FORMAT, "seconds": 2, "faults": entries(b=2, c=2), "clean": [], "training": []}
     whole = merged(older, newer, ["a", "b", "c"])

@@ -69,8 +69,9 @@ def loss_alone(
 ) -> dict[str, Array]:
     """Terms of the loss, and gradients by the recorded outputs of the model.
 
-    In float32 the recorded assignment is used. In float64 all sides decide alike, so each assigns for itself: a
-    gradient that leaks through the assigner would show. ``nudge`` moves the recorded outputs before they are cast.
+    In float32 the recorded assignment is used. In float64 each side assigns for itself, unless rounding decides
+    otherwise: a gradient that leaks through the assigner would show. ``nudge`` moves the recorded outputs before they
+    are cast.
     """
     adapter = adapter_for(trainee.model)
     trace = recording.trace
@@ -84,7 +85,13 @@ def loss_alone(
         return leaves[slot]
 
     outputs = unflatten(root.output, leaf)
-    terms = trainee.losses(outputs, batch, recording.assignment if taught else trainee.assign(outputs, batch))
+    own = {} if taught else trainee.assign(outputs, batch)
+    taught = taught or any(
+        recorded.dtype.kind in "biu" and not np.array_equal(np.asarray(adapter.to_numpy(own[name])), recorded)
+        for name, recorded in recording.assignment.items()
+        if name in own
+    )
+    terms = trainee.losses(outputs, batch, recording.assignment if taught else own)
     gradients = adapter.gradients(terms["total"], list(leaves.values()))
     rows = {f"loss/{name}": np.array(adapter.to_numpy(term)).reshape(1) for name, term in total_last(terms).items()}
     return rows | {f"grad_activation/{LOSS}/{slot}": grad for slot, grad in zip(leaves, gradients, strict=True)}

@@ -21,7 +21,7 @@ from alignment_tests.harness.budget import Budget
 from alignment_tests.harness.compare import compare_arrays
 from alignment_tests.harness.nudged_runs import Doubt, is_doubtful, largest_error, nudged, nudges
 from alignment_tests.harness.phases import magnitudes
-from alignment_tests.harness.trainee import Make, Trainee, train_step
+from alignment_tests.harness.trainee import Make, Trainee, TrainStep, train_step
 
 
 class FreeRuns:
@@ -61,12 +61,11 @@ class FreeRuns:
         way = distance(oracle, self.start) or 1.0
         self._add("drift, reference float32", distance(parameters_of(references["float32"].state()), oracle) / way)
         for precision, trainee in self.trainees.items():
-            loss, gradients = train_step(trainee, batch)
-            self._add(f"loss, candidate {precision}", loss)
+            taken = train_step(trainee, batch)
+            self._add(f"loss, candidate {precision}", taken.loss)
             before, self.last[precision] = self.last[precision], trainee.state()
             if precision == "float64" and not self.problem:
-                taught = gradients if self.taught_updates else None
-                self.problem = self._followed(before, self.last[precision], batch, taught)
+                self.problem = self._followed(before, self.last[precision], batch, taken)
             self._add(f"drift, candidate {precision}", distance(parameters_of(self.last[precision]), oracle) / way)
         self.steps += 1
 
@@ -75,15 +74,18 @@ class FreeRuns:
         before: Mapping[str, Array],
         found: Mapping[str, Array],
         batch: Any,
-        gradients: Mapping[str, Array] | None,
+        taken: TrainStep,
     ) -> str:
-        """What is wrong with the candidate's state after its step, by the reference's step from the same state."""
+        """What is wrong with the candidate's state after its step, by the reference's step from the same state.
+
+        The follower learns what the candidate assigned: assignments are a matter of the compared steps.
+        """
         assert self.follower is not None
 
         def stepped(state: Mapping[str, Array]) -> dict[str, Array]:
             assert self.follower is not None
             self.follower.load(state)
-            train_step(self.follower, batch, gradients)
+            train_step(self.follower, batch, taken.assignment, taken.gradients if self.taught_updates else None)
             return self.follower.state()
 
         expected = stepped(before)

@@ -55,11 +55,14 @@ def perform(
     sink: Sink,
     *,
     deep: bool,
-    assignment: Mapping[str, Array] | None = None,
+    assignment: Callable[[], Mapping[str, Array] | None] = lambda: None,
     gradients: Mapping[str, Array] | None = None,
     with_inputs: bool = False,
 ) -> tuple[list[Call], Recording]:
-    """One step, phase by phase, every array to the sink; what is given of the reference takes the own one's place."""
+    """One step, phase by phase, every array to the sink; what is given of the reference takes the own one's place.
+
+    ``assignment`` is asked when the sink has got the own one.
+    """
     adapter = adapter_for(trainee.model)
     recorder = GradientRecorder(adapter, sink, with_inputs=with_inputs)
     with watching(adapter, trainee.model, recorder if deep else None):
@@ -69,7 +72,8 @@ def perform(
     for name, tensor in own.items():
         kept.assignment[name] = np.array(adapter.to_numpy(tensor))
         sink.put(f"assignment/{name}", kept.assignment[name])
-    terms = trainee.losses(outputs, batch, own if assignment is None else assignment)
+    given = assignment()
+    terms = trainee.losses(outputs, batch, own if given is None else given)
     for name, tensor in total_last(terms).items():
         sink.put(f"loss/{name}", np.array(adapter.to_numpy(tensor)).reshape(1))
     found, extra = trainee.backward(terms["total"], list(recorder.tensors.values()))
@@ -99,8 +103,15 @@ def record_step(
 ) -> Recording:
     """One step of the reference (or the oracle), on disk."""
     with TraceWriter(folder) as writer:
-        given = {} if taught is None else {"assignment": taught.assignment, "gradients": taught.gradients}
-        calls, kept = perform(trainee, batch, writer, deep=deep, with_inputs=deep, **given)
+        calls, kept = perform(
+            trainee,
+            batch,
+            writer,
+            deep=deep,
+            with_inputs=deep,
+            assignment=lambda: None if taught is None else taught.assignment,
+            gradients=None if taught is None else taught.gradients,
+        )
         writer.trace.calls.extend(calls)
     kept.trace = writer.trace
     return kept

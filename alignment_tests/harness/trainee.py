@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,14 +78,27 @@ def alike_by_image(sides: Sequence[Mapping[str, Array]]) -> Array:
     return np.logical_and.reduce([one for one in same if one.shape == same[0].shape])
 
 
+class TrainStep(NamedTuple):
+    """What came of a step on its own."""
+
+    loss: float
+    assignment: dict[str, Array]
+    gradients: dict[str, Array]
+
+
 def train_step(
-    trainee: Trainee, batch: Any, gradients: Mapping[str, Array] | None = None
-) -> tuple[float, dict[str, Array]]:
-    """A whole step on its own, the update by ``gradients`` if given: the total loss and the own gradients."""
+    trainee: Trainee,
+    batch: Any,
+    assignment: Mapping[str, Array] | None = None,
+    gradients: Mapping[str, Array] | None = None,
+) -> TrainStep:
+    """A whole step on its own; what is given takes the own one's place in the loss and in the update."""
     adapter, outputs = adapter_for(trainee.model), trainee.forward(batch)
-    terms = trainee.losses(outputs, batch, trainee.assign(outputs, batch))
+    own = trainee.assign(outputs, batch)
+    terms = trainee.losses(outputs, batch, own if assignment is None else assignment)
     found, _ = trainee.backward(terms["total"], [])
     adapter.compute(list(found.values()))
     arrays = {name: np.array(adapter.to_numpy(tensor)) for name, tensor in found.items()}
+    decided = {name: np.array(adapter.to_numpy(tensor)) for name, tensor in own.items()}
     trainee.update(gradients)
-    return float(np.asarray(adapter.to_numpy(terms["total"])).reshape(-1)[0]), arrays
+    return TrainStep(float(np.asarray(adapter.to_numpy(terms["total"])).reshape(-1)[0]), decided, arrays)

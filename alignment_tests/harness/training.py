@@ -182,25 +182,31 @@ class Experiment:
         candidate, reference = self.candidates[taken.precision], self.references[taken.precision]
         oracle = reference if self.oracle is None or taken.precision == "float64" else self.oracle
         single = taken.precision == "float32"
-        step = partial(
-            perform,
-            batch=taken.batch,
-            deep=taken.deep,
-            assignment=taken.recording.assignment if single else None,
-            gradients=taken.recording.gradients if single or self.taught_updates else None,
-        )
+        learned = taken.recording.assignment
+
+        def step(side: Trainee, sink: DecisionSink) -> None:
+            """In float64 each side learns what it assigned itself, unless rounding decided otherwise."""
+            perform(
+                side,
+                taken.batch,
+                sink,
+                deep=taken.deep,
+                assignment=lambda: learned if single or sink.otherwise else None,
+                gradients=taken.recording.gradients if single or self.taught_updates else None,
+            )
+
         share = partial(self.judge.budget.share, taken.precision)
         margins = partial(oracle.margins, taken.exact.outputs, taken.recording.outputs, taken.batch, share)
         traces = (taken.recording.trace, taken.exact.trace)
         self.judge.begin(taken.step, taken.precision, *traces)
         candidate.load(taken.before)
-        step(candidate, sink=DecisionSink(self.judge, candidate, margins, traces))
+        step(candidate, DecisionSink(self.judge, candidate, margins, traces))
         if self.judge.end():
             after = reference.state()
             for nudge in nudges(self.judge.budget):
                 witness = self.judge.witness()
                 reference.load(nudged(taken.before, nudge))
-                step(reference, sink=DecisionSink(witness, reference, margins, traces))
+                step(reference, DecisionSink(witness, reference, margins, traces))
                 self.judge.testify(witness)
             reference.load(after)
         self.judge.settle()
@@ -354,6 +360,7 @@ class DecisionSink:
         self.target, self.trainee, self.margins, self.others = target, trainee, cache(margins), others
         self.decided: dict[str, Array] = {}
         self.comparable = True  # until a decision is lacking or has another shape, which fails by itself
+        self.otherwise = False  # whether a decision is not the reference's
 
     def put(self, name: str, array: Array) -> None:
         phase, _, key = name.partition("/")
@@ -361,6 +368,7 @@ class DecisionSink:
         decision = phase == "assignment" and array.dtype.kind in "biu"
         if decision and known:
             self.decided[key] = array
+            self.otherwise = self.otherwise or not np.array_equal(array, self.others[0][name])
             self.target.put_decisions(name, array, lambda: self.margins().get(key))
             return
         self.comparable = self.comparable and not decision

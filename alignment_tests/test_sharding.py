@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ def test_{name}(size, check_alignment):
     model = torch.nn.Linear(4, size)
     check_alignment(align(model, model, np.ones((2, 4), np.float32), title=f"{name} {{size}}"))
 """
+ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ["-p", "alignment_tests.harness.plugin", "-p", "alignment_tests.harness.sharding", "-p", "no:cacheprovider"]
 
 
@@ -113,3 +115,26 @@ def test_a_pytest_that_a_worker_starts_is_no_worker(monkeypatch: pytest.MonkeyPa
     assert os.environ["PYTEST_XDIST_WORKER"] == "gw1"
     sharding.pytest_configure(SimpleNamespace(workerinput={}))  # type: ignore[arg-type]
     assert "PYTEST_XDIST_WORKER" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "given", "expected"),
+    [("2", 2, None, "1"), ("2", 16, None, "8"), ("4", 2, None, "1"), ("2", 16, "3", "3"), (None, 16, None, None)],
+)
+def test_workers_share_the_cores(
+    workers: str | None, cores: int, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("conftest_alone", ROOT / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    for name, value in (("PYTEST_XDIST_WORKER_COUNT", None), ("OMP_NUM_THREADS", given)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    spec.loader.exec_module(module)
+    if workers is not None:
+        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    module.share_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == expected

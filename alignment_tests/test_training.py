@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alignment_tests.batches import training_batches
 from alignment_tests.harness import Report
-from alignment_tests.harness.free_runs import distance, parameters_of
+from alignment_tests.harness.budget import DEFAULT_BUDGET
+from alignment_tests.harness.free_runs import followed
 from alignment_tests.harness.phases import PHASES
 from alignment_tests.harness.trainee import train_step
 from alignment_tests.harness.training import align_training
@@ -105,31 +107,21 @@ def converted(trainee: GoldYoloTrainee, run: Run, package: str) -> GoldYoloTrain
 @pytest.mark.parametrize("order", [("torch_ref", "jt_impl"), ("jt_impl", "torch_ref")], ids="-then-".join)
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_training_goes_on_in_the_other_framework(order: tuple[str, str], precision: str) -> None:
-    """Ten steps of the narrow network in one, converted, ten in the other, equal to twenty in one within the budget.
+    """Ten steps of the narrow network in one, handed over bit for bit, ten in the other.
 
-    The learning rate is small, so that float64 stays below the bar over twenty steps; float32 is measured in units of
-    the drift between the reference's own float32 and float64 runs.
+    In float64 each of the twenty is the step that the reference makes from the same state.
     """
-    gentle = narrow_config()
-    gentle = replace(gentle, solver=replace(gentle.solver, lr0=1e-4))
-    run = Run(gentle, SIZE, BATCH, Schedule(gentle.solver, 16, 400, 300), first_step=1201)
+    config = narrow_config()
+    run = Run(config, SIZE, BATCH, Schedule(config.solver, 16, 400, 300), first_step=1201)
     batches, _ = training_batches(STEPS, BATCH, SIZE)
-    mixed = run.trainee(order[0], precision)
-    for batch in batches[: STEPS // 2]:
-        train_step(mixed, batch)
-    mixed = converted(mixed, run, order[1])
-    for batch in batches[STEPS // 2 :]:
-        train_step(mixed, batch)
-    runs = {kind: run.trainee("torch_ref", kind) for kind in ("float64", "float32")}
-    start = parameters_of(runs["float64"].state())
-    for trainee in runs.values():
-        for batch in batches:
-            train_step(trainee, batch)
-    whole = parameters_of(runs["float64"].state())
-    way = distance(whole, start)
-    drift = distance(parameters_of(mixed.state()), whole) / way
-    yardstick = distance(parameters_of(runs["float32"].state()), whole) / way
-    assert way > 0.0
-    assert drift <= (1e-6 if precision == "float64" else 16 * yardstick)
-    assert mixed.trainer.step_number == runs["float64"].trainer.step_number
-    assert mixed.trainer.ema.updates == runs["float64"].trainer.ema.updates == STEPS // 4
+    mixed, follower = run.trainee(order[0], precision), run.trainee("torch_ref", "float64")
+    for number, batch in enumerate(batches):
+        if number == STEPS // 2:
+            mixed = converted(mixed, run, order[1])
+        before = mixed.state()
+        taken = train_step(mixed, batch)
+        assert np.isfinite(taken.loss)
+        if precision == "float64":
+            assert followed(follower, before, mixed.state(), batch, taken, DEFAULT_BUDGET) == "", number
+    assert mixed.trainer.step_number == 1201 + STEPS
+    assert mixed.trainer.ema.updates == STEPS // 4

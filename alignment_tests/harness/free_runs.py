@@ -65,41 +65,13 @@ class FreeRuns:
             self._add(f"loss, candidate {precision}", taken.loss)
             before, self.last[precision] = self.last[precision], trainee.state()
             if precision == "float64" and not self.problem:
-                self.problem = self._followed(before, self.last[precision], batch, taken)
+                assert self.follower is not None
+                wrong = followed(
+                    self.follower, before, self.last[precision], batch, taken, self.budget, self.taught_updates
+                )
+                self.problem = f"step {self.steps}: {wrong}" if wrong else ""
             self._add(f"drift, candidate {precision}", distance(parameters_of(self.last[precision]), oracle) / way)
         self.steps += 1
-
-    def _followed(
-        self,
-        before: Mapping[str, Array],
-        found: Mapping[str, Array],
-        batch: Any,
-        taken: TrainStep,
-    ) -> str:
-        """What is wrong with the candidate's state after its step, by the reference's step from the same state.
-
-        The follower learns what the candidate assigned: assignments are a matter of the compared steps.
-        """
-        assert self.follower is not None
-
-        def stepped(state: Mapping[str, Array]) -> dict[str, Array]:
-            assert self.follower is not None
-            self.follower.load(state)
-            train_step(self.follower, batch, taken.assignment, taken.gradients if self.taught_updates else None)
-            return self.follower.state()
-
-        expected = stepped(before)
-        doubts = differences(found, expected, self.budget)
-        if any(is_doubtful(doubt.comparison) for doubt in doubts.values()):
-            for nudge in nudges(self.budget):
-                moved = stepped(nudged(before, nudge))
-                for name, doubt in doubts.items():
-                    doubt.error = max(doubt.error, largest_error(moved[name], expected[name]))
-        for name, doubt in doubts.items():
-            settled = doubt.settled(self.budget) if is_doubtful(doubt.comparison) else doubt.comparison
-            if not settled.passed:
-                return f"step {self.steps}: {name}: {settled.reason}"
-        return ""
 
     def _add(self, name: str, value: float) -> None:
         self.curves[name] = (*self.curves.get(name, ()), value)
@@ -116,6 +88,39 @@ class FreeRuns:
             told = f"{drift[-1]:.3g} of the way after {len(drift)} steps; the reference's own in float32 {own[-1]:.3g}"
             found[f"drift of the free run ({precision}; informs only)"] = told
         return found
+
+
+def followed(
+    follower: Trainee,
+    before: Mapping[str, Array],
+    found: Mapping[str, Array],
+    batch: Any,
+    taken: TrainStep,
+    budget: Budget,
+    taught_updates: bool = False,
+) -> str:
+    """What is wrong with a state after a float64 step, by the follower's step from the same state; empty if nothing.
+
+    The follower learns what was assigned in that step: assignments are a matter of the compared steps.
+    """
+
+    def stepped(state: Mapping[str, Array]) -> dict[str, Array]:
+        follower.load(state)
+        train_step(follower, batch, taken.assignment, taken.gradients if taught_updates else None)
+        return follower.state()
+
+    expected = stepped(before)
+    doubts = differences(found, expected, budget)
+    if any(is_doubtful(doubt.comparison) for doubt in doubts.values()):
+        for nudge in nudges(budget):
+            moved = stepped(nudged(before, nudge))
+            for name, doubt in doubts.items():
+                doubt.error = max(doubt.error, largest_error(moved[name], expected[name]))
+    for name, doubt in doubts.items():
+        settled = doubt.settled(budget) if is_doubtful(doubt.comparison) else doubt.comparison
+        if not settled.passed:
+            return f"{name}: {settled.reason}"
+    return ""
 
 
 def differences(found: Mapping[str, Array], expected: Mapping[str, Array], budget: Budget) -> dict[str, Doubt]:

@@ -49,7 +49,7 @@ class FreeRuns:
         for trainee in self.trainees.values():
             trainee.load(start)
         self.follower = reference("float64") if "float64" in precisions else None
-        self.last = {precision: trainee.state() for precision, trainee in self.trainees.items()}
+        self.last = self.trainees["float64"].state() if "float64" in precisions else {}
         self.steps, self.problem = 0, ""
         self.curves: dict[str, tuple[float, ...]] = {}
 
@@ -63,14 +63,12 @@ class FreeRuns:
         for precision, trainee in self.trainees.items():
             taken = train_step(trainee, batch)
             self._add(f"loss, candidate {precision}", taken.loss)
-            before, self.last[precision] = self.last[precision], trainee.state()
-            if precision == "float64" and not self.problem:
-                assert self.follower is not None
-                wrong = followed(
-                    self.follower, before, self.last[precision], batch, taken, self.budget, self.taught_updates
-                )
+            found = trainee.state()
+            if self.follower is not None and precision == "float64" and not self.problem:
+                wrong = followed(self.follower, self.last, found, batch, taken, self.budget, self.taught_updates)
                 self.problem = f"step {self.steps}: {wrong}" if wrong else ""
-            self._add(f"drift, candidate {precision}", distance(parameters_of(self.last[precision]), oracle) / way)
+                self.last = found
+            self._add(f"drift, candidate {precision}", distance(parameters_of(found), oracle) / way)
         self.steps += 1
 
     def _add(self, name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,8 @@ pytest_plugins = [
     "alignment_tests.harness.plugin",
     "alignment_tests.harness.sharding",
     "alignment_tests.bench.plugin",
-    "alignment_tests.check",
-    "alignment_tests.dead_workers",
+    "alignment_tests.suites.check",
+    "alignment_tests.suites.dead_workers",
 ]
 # The files that take minutes, longest first. pytest-xdist would begin with those that have most tests, and one worker
 # would be alone with the long ones at the end; ``--no-loadscope-reorder`` keeps it from doing so.
@@ -34,6 +35,9 @@ def share_cores() -> None:
 
 
 share_cores()  # before anything loads OpenMP
+# What a shell runs behind (``make test &``) has Ctrl-C ignored, and the programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,7 +61,7 @@ def compile_progress(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def official_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of N that the public implementation wrote."""
-    from alignment_tests.recordings import restore_checkpoint
+    from alignment_tests.cases.recordings import restore_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "official_like_n.pt"
     restore_checkpoint(path)

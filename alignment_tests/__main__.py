@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from alignment_tests import arithmetic
-from alignment_tests.harness.trace import NoRoomError
+from alignment_tests.cases import arithmetic
+from alignment_tests.harness.record.trace import NoRoomError
 from fixtures.cli import Parser, fail, image_size, positive
 from fixtures.config import config_names, load_config
 from fixtures.images import drawn_images, load_images
@@ -72,7 +72,7 @@ def read_inputs(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
         state, _ = to_single(checkpoint.state)
     settings["weights"] = str(options.weights) if options.weights is not None else "seeded, seed 0"
     if options.baseline is not None:
-        from alignment_tests.harness.report import load_report_json
+        from alignment_tests.harness.judge.report import load_report_json
 
         load_report_json(options.baseline)
     return images, state, settings
@@ -111,10 +111,10 @@ def compare(
         console.print(f"[dim]{time.perf_counter() - start:6.1f} s[/dim]  {text}")
 
     from alignment_tests.harness import align
-    from alignment_tests.harness.render import print_report
+    from alignment_tests.harness.report.terminal import print_report
 
     with progress():
-        from alignment_tests.pairs import make_pair
+        from alignment_tests.cases.pairs import make_pair
 
         notify(f"building {options.config} in both frameworks")
         settings = settings | arithmetic.switch(chosen, options.device)

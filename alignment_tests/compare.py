@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment_tests.bench import plots as benchmark_plots
-from alignment_tests.bench.figures import read_performance
+from alignment_tests.bench.results import read_performance
 from alignment_tests.comparison import evidence, gallery, judge, page, plots, report
 from fixtures.cli import Parser, fail
-from fixtures.run_record import finite
+from fixtures.runs.record import finite
 
 EXIT_NOT_ALIGNED = 1
 JSON, HTML = "comparison_report.json", "alignment_summary.html"

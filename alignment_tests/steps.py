@@ -15,9 +15,9 @@ from itertools import chain, islice
 from rich.console import Console
 
 from fixtures.cli import positive
-from fixtures.run_command import guarded
-from fixtures.run_data import RunError, open_data
-from fixtures.train_options import options_from, parser
+from fixtures.runs.command import guarded
+from fixtures.runs.splits import RunError, open_data
+from fixtures.runs.train_options import options_from, parser
 
 PROG = "python -m alignment_tests.steps"
 EXIT_DIVERGED = 1
@@ -46,8 +46,8 @@ def run(arguments: Sequence[str] | None) -> int:
 
     import jt_impl.train
     import torch_ref.train
-    from alignment_tests.harness.training import align_training
-    from alignment_tests.trainees import GoldYoloTrainee
+    from alignment_tests.cases.trainees import GoldYoloTrainee
+    from alignment_tests.harness.align_training import align_training
     from jt_impl.runtime import progress
 
     def make(package: str, precision: str) -> GoldYoloTrainee:

@@ -19,8 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from converters.errors import CheckpointError
-from converters.harvest import Harvest, harvest, identify
-from converters.rebuild import NumpyArray, TorchTensor
+from converters.find_state import FoundState, find_state, identify
+from converters.pickle_constructors import NumpyArray, TorchTensor
 from converters.state import State, check_state
 from converters.torch_zip import TorchArchive
 from converters.unpickle import read_pickle
@@ -146,7 +146,7 @@ def read_safetensors(path: Path) -> Checkpoint:
 
 def read_torch(path: Path) -> Checkpoint:
     with TorchArchive(path) as archive:
-        return finish(harvest(archive.tree()), archive)
+        return finish(find_state(archive.tree()), archive)
 
 
 def read_jittor(path: Path) -> Checkpoint:
@@ -157,10 +157,10 @@ def read_jittor(path: Path) -> Checkpoint:
             raise CheckpointError(f"`path` is damaged: its checksum does not match its content: {path}")
     elif data[:1] != b"\x80":
         raise CheckpointError(f"`path` must be a pickle as jittor.save writes it, but starts with {data[:4]!r}: {path}")
-    return finish(harvest(read_pickle(data)), None)
+    return finish(find_state(read_pickle(data)), None)
 
 
-def finish(found: Harvest, archive: TorchArchive | None) -> Checkpoint:
+def finish(found: FoundState, archive: TorchArchive | None) -> Checkpoint:
     """The checkpoint of a harvest, its arrays read."""
     state: State = {}
     for name, record in found.records.items():

@@ -84,7 +84,7 @@ def read_weights(path: Path) -> Checkpoint:
 
 
 class TrainerFiles(ABC):
-    """The part of ``fixtures.training_run.Backend`` that is the same for both frameworks.
+    """The part of ``fixtures.runs.train.Backend`` that is the same for both frameworks.
 
     Attributes:
         suffix: of weights in the framework's own form.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from converters.errors import CheckpointError
-from converters.rebuild import STORAGE_DTYPES, Storage, TorchTensor
+from converters.pickle_constructors import STORAGE_DTYPES, Storage, TorchTensor
 from converters.state import Array
 from converters.unpickle import Global, read_pickle
 

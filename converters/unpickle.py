@@ -1,9 +1,9 @@
 """A pickle reader that runs nothing: it turns the opcodes into plain data.
 
 Python's ``pickle`` imports what a file names and calls it. Here a global is only a name (``Global``). A name on the
-short list of ``rebuild.REBUILDERS`` stands for a small function of ours over numpy; a name under ``INERT_PREFIXES``
-(layers and models, as whole-module checkpoints hold them) makes an ``Instance`` that records what was given to it; any
-other name is refused.
+short list of ``pickle_constructors.REBUILDERS`` stands for a small function of ours over numpy; a name under
+``INERT_PREFIXES`` (layers and models, as whole-module checkpoints hold them) makes an ``Instance`` that records what
+was given to it; any other name is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converters.errors import CheckpointError, UnsafePickleError
-from converters.rebuild import DATA_NAMES, REBUILDERS, NumpyArray, NumpyDtype
+from converters.pickle_constructors import DATA_NAMES, REBUILDERS, NumpyArray, NumpyDtype
 
 INERT_PREFIXES = ("torch.nn", "yolov6", "gold_yolo", "mmcv", "models", "addict")
 REFUSED = (
@@ -250,7 +250,7 @@ def no_storage(identity: Any) -> Any:
 
 
 def read_pickle(data: bytes, persistent: Callable[[Any], Any] = no_storage) -> Any:
-    """The object tree of a pickle, as plain data, ``Instance``, ``rebuild.TorchTensor`` and ``rebuild.NumpyArray``.
+    """The object tree of a pickle, as plain data, ``Instance``, ``TorchTensor`` and ``NumpyArray``.
 
     Args:
         data: the pickle, protocols 0 to 5.

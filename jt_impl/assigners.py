@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any
 
 from jt_impl.boxes import pairwise_iou
-from jt_impl.functional import as_float, one_hot, take, top_k
+from jt_impl.kernels.functional import as_float, one_hot, take, top_k
 from jt_impl.layers import Var, constant
 from jt_impl.runtime import jittor as jt
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from jt_impl.exponential import exp
-from jt_impl.functional import absolute, clamp, clamp_min, maximum, minimum
+from jt_impl.kernels.exponential import exp
+from jt_impl.kernels.functional import absolute, clamp, clamp_min, maximum, minimum
 from jt_impl.layers import Var, constant
 from jt_impl.runtime import jittor as jt
 

@@ -1,4 +1,4 @@
-"""Trained weights ready to detect; see ``fixtures.detector.Detector``."""
+"""Trained weights ready to detect; see ``fixtures.evaluation.detector.Detector``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import converters
 from converters.run_files import detector_facts, read_weights
-from fixtures.detections import per_image
+from fixtures.evaluation.detections import per_image
 from jt_impl.devices import choose_device, describe, is_out_of_memory
 from jt_impl.model import build_model, fuse
 from jt_impl.optim import is_buffer, named_vars

@@ -41,5 +41,5 @@ def describe() -> dict[str, Any]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an operation failed for lack of memory; Jittor raises a plain RuntimeError."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in told for sign in SIGNS)
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in SIGNS)

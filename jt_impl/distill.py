@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from fixtures.config import GoldYoloConfig
-from fixtures.schedule import distillation_decay
-from jt_impl import exponential
+from fixtures.training.schedule import distillation_decay
 from jt_impl.assigners import Assignment
 from jt_impl.attention import Transformer
 from jt_impl.boxes import ltrb_to_xyxy
-from jt_impl.functional import as_float, log_softmax, with_one_consumer
 from jt_impl.fusion import Injection
+from jt_impl.kernels import exponential
+from jt_impl.kernels.functional import as_float, log_softmax, with_one_consumer
+from jt_impl.kernels.statistics import total
 from jt_impl.layers import BatchNorm2d, Var, constant, nn
 from jt_impl.losses import DetectionLoss, as_image_size
 from jt_impl.model import GoldYolo
 from jt_impl.runtime import jittor as jt
-from jt_impl.statistics import total
 
 TEMPERATURE = 20.0  # of scores and box distributions; maps are compared at temperature 1
 FEATURE_WEIGHT = 10.0

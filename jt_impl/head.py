@@ -12,7 +12,7 @@ import numpy as np
 
 from fixtures.anchors import anchor_points
 from fixtures.config import GoldYoloConfig
-from jt_impl.exponential import sigmoid
+from jt_impl.kernels.exponential import sigmoid
 from jt_impl.layers import ConvNormAct, Var, conv2d, nn, silu, softmax, spatial_size, to_var
 from jt_impl.runtime import jittor as jt
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fixtures.config import NormConfig
-from jt_impl import convolution, exponential, float64, mixed, statistics
+from jt_impl import mixed
+from jt_impl.kernels import convolution, exponential, float64, statistics
 from jt_impl.runtime import jittor as jt
 
 nn: Any = jt.nn
@@ -53,7 +54,7 @@ normalised, batch_normalise = (mixed.in_single(f) for f in (statistics.normalise
 
 
 class Conv2d(nn.Module):
-    """Square 2-d convolution, by oneDNN in float32 and by ``jt_impl.float64`` in float64 (Jittor: naive loops)."""
+    """Square 2-d convolution: oneDNN in float32, ``jt_impl.kernels.float64`` in float64 (Jittor has naive loops)."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from jt_impl.assigners import (
     assign_task_aligned,
 )
 from jt_impl.boxes import cxcywh_to_xyxy, iou_loss, ltrb_to_xyxy, xyxy_to_ltrb
-from jt_impl.functional import (
+from jt_impl.kernels.functional import (
     absolute,
     as_float,
     binary_cross_entropy,
@@ -32,9 +32,9 @@ from jt_impl.functional import (
     select,
     with_one_consumer,
 )
+from jt_impl.kernels.statistics import total
 from jt_impl.layers import Var, softmax, spatial_size, to_var
 from jt_impl.runtime import jittor as jt
-from jt_impl.statistics import total
 
 ASSIGNERS = ("tal", "atss")
 ALPHA = 0.75  # of the varifocal loss: weight of negatives

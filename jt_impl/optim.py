@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fixtures.config import GoldYoloConfig
-from fixtures.schedule import StepSettings, ema_decay, scaled_lr, scaled_weight_decay
-from jt_impl.functional import with_one_consumer
+from fixtures.training.schedule import StepSettings, ema_decay, scaled_lr, scaled_weight_decay
+from jt_impl.kernels.functional import with_one_consumer
+from jt_impl.kernels.statistics import total
 from jt_impl.layers import BatchNorm2d, Var, nn, to_var
 from jt_impl.runtime import jittor as jt
-from jt_impl.statistics import total
 
 Array = npt.NDArray[Any]
 Slots = dict[str, dict[str, Array]]

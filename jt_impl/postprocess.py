@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fixtures.detections import CLASS_OFFSET, COLUMNS, NotFiniteError, Suppression, suppression
-from jt_impl import kernels
+from fixtures.evaluation.detections import CLASS_OFFSET, COLUMNS, NotFiniteError, Suppression, suppression
+from jt_impl.kernels import code
 from jt_impl.layers import Var, to_var
 from jt_impl.runtime import jittor as jt
 
@@ -252,7 +252,7 @@ def suppress(predictions: Var, settings: Suppression) -> tuple[Var, Var]:
     shapes, dtypes = [(images, limit, len(COLUMNS)), (images,)], [dtype, "int32"]
     if jt.flags.use_cuda:  # working memory: the score and the place of each candidate
         shapes, dtypes = [*shapes, *[(images, anchors * (width - len(COLUMNS) + 1))] * 2], [*dtypes, dtype, "int32"]
-    found = kernels.code(
+    found = code.code(
         shapes,
         dtypes,
         inputs,

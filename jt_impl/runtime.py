@@ -30,10 +30,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from jt_impl import precompiled
 from jt_impl.cuda import home as cuda_home
 from jt_impl.cuda.choice import Choice, choose
 from jt_impl.cuda.toolkit import MissingPartError
+from jt_impl.kernels import precompiled
 
 # numpy is imported where it is used: the doctor reads this module on machines where numpy is missing or broken.
 
@@ -48,7 +48,7 @@ ONEDNN_PACKAGES = "onednn-cpu-gomp==2021.2.0 onednn-devel-cpu-gomp==2021.2.0"
 # by what happens to be fused into one kernel, so that reading an intermediate value (a hook) changes the result.
 # These flags keep IEEE arithmetic and drop only errno and traps, which nothing here reads. -ffp-contract=off is needed
 # beside them: g++ contracts a multiply and an add by default. What they cost is in docs/performance.md; exp, the one
-# function that lost much, has a kernel of our own (jt_impl/exponential.py).
+# function that lost much, has a kernel of our own (jt_impl/kernels/exponential.py).
 CC_FLAGS = " -O2 "
 KERNEL_FLAGS = " -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off "
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fixtures.evaluation_options import parse_test
-from fixtures.evaluation_run import test
-from fixtures.run_command import guarded
-from fixtures.run_record import command_line
+from fixtures.runs.command import guarded
+from fixtures.runs.evaluation_options import parse_test
+from fixtures.runs.record import command_line
+from fixtures.runs.test import test
 from jt_impl.detector import JittorDetector
 from jt_impl.runtime import progress
 

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import converters
 from converters.run_files import TrainerFiles, fine_tune, parameters_by_part, read_weights
 from fixtures.config import GoldYoloConfig
-from fixtures.detections import per_image
-from fixtures.run_command import guarded
-from fixtures.run_record import command_line
+from fixtures.evaluation.detections import per_image
+from fixtures.runs.command import guarded
+from fixtures.runs.record import command_line
+from fixtures.runs.train import train
+from fixtures.runs.train_options import TrainOptions, parse
 from fixtures.seeded import initial_state
-from fixtures.train_options import TrainOptions, parse
-from fixtures.training_run import train
-from fixtures.training_step import StepResult
+from fixtures.training.step import StepResult
 from jt_impl.devices import choose_device, describe, is_out_of_memory
 from jt_impl.model import GoldYolo, build_model
 from jt_impl.optim import is_buffer, named_vars
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 
 class JittorBackend(TrainerFiles):
-    """See ``fixtures.training_run.Backend``."""
+    """See ``fixtures.runs.train.Backend``."""
 
     framework, suffix = "jittor", ".pkl"
 

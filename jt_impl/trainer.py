@@ -17,14 +17,14 @@ import converters
 from converters.optimizer_state import TrainingState, match_training_state
 from converters.state import LoadResult
 from fixtures.config import GoldYoloConfig
-from fixtures.loss_scale import LossScale
-from fixtures.schedule import Schedule, StepSettings, update_is_due
 from fixtures.seeded import drop_path_draw
-from fixtures.training_step import StepResult, check_finite, check_outputs
+from fixtures.training.loss_scale import LossScale
+from fixtures.training.schedule import Schedule, StepSettings, update_is_due
+from fixtures.training.step import StepResult, check_finite, check_outputs
 from jt_impl import mixed
 from jt_impl.attention import DropPath
 from jt_impl.distill import build_distillation_loss, prepare_teacher, teach
-from jt_impl.functional import is_finite
+from jt_impl.kernels.functional import is_finite
 from jt_impl.layers import Var, is_double, to_var
 from jt_impl.losses import as_image_size, build_loss
 from jt_impl.model import GoldYolo

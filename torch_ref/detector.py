@@ -1,4 +1,4 @@
-"""Trained weights ready to detect; see ``fixtures.detector.Detector``."""
+"""Trained weights ready to detect; see ``fixtures.evaluation.detector.Detector``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import converters
 from converters.run_files import detector_facts, read_weights
-from fixtures.detections import per_image
+from fixtures.evaluation.detections import per_image
 from torch_ref.devices import choose_device, describe, is_out_of_memory
 from torch_ref.model import build_model, fuse
 from torch_ref.postprocess import non_max_suppression

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.config import GoldYoloConfig
-from fixtures.schedule import distillation_decay
+from fixtures.training.schedule import distillation_decay
 from torch_ref.assigners import Assignment
 from torch_ref.attention import Transformer
 from torch_ref.boxes import ltrb_to_xyxy

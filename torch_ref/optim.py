@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.config import GoldYoloConfig
-from fixtures.schedule import StepSettings, ema_decay, scaled_lr, scaled_weight_decay
+from fixtures.training.schedule import StepSettings, ema_decay, scaled_lr, scaled_weight_decay
 
 Array = npt.NDArray[Any]
 

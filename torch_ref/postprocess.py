@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from fixtures.detections import CLASS_OFFSET, NotFiniteError, Suppression, suppression
+from fixtures.evaluation.detections import CLASS_OFFSET, NotFiniteError, Suppression, suppression
 from torch_ref.boxes import cxcywh_to_xyxy
 
 GROWTH = 4

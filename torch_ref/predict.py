@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fixtures.evaluation_options import parse_predict
-from fixtures.prediction_run import predict
-from fixtures.run_command import guarded
-from fixtures.run_record import command_line
+from fixtures.runs.command import guarded
+from fixtures.runs.evaluation_options import parse_predict
+from fixtures.runs.predict import predict
+from fixtures.runs.record import command_line
 from torch_ref.detector import TorchDetector
 
 

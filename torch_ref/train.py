@@ -15,13 +15,13 @@ import torch
 import converters
 from converters.run_files import TrainerFiles, fine_tune, parameters_by_part, read_weights
 from fixtures.config import GoldYoloConfig
-from fixtures.detections import per_image
-from fixtures.run_command import guarded
-from fixtures.run_record import command_line
+from fixtures.evaluation.detections import per_image
+from fixtures.runs.command import guarded
+from fixtures.runs.record import command_line
+from fixtures.runs.train import train
+from fixtures.runs.train_options import TrainOptions, parse
 from fixtures.seeded import initial_state
-from fixtures.train_options import TrainOptions, parse
-from fixtures.training_run import train
-from fixtures.training_step import StepResult
+from fixtures.training.step import StepResult
 from torch_ref.devices import choose_device, describe, is_out_of_memory
 from torch_ref.model import GoldYolo, build_model
 from torch_ref.postprocess import non_max_suppression
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class TorchBackend(TrainerFiles):
-    """See ``fixtures.training_run.Backend``."""
+    """See ``fixtures.runs.train.Backend``."""
 
     framework, suffix = "pytorch", ".pt"
 

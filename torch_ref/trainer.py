@@ -19,10 +19,10 @@ import converters
 from converters.optimizer_state import TrainingState, match_training_state
 from converters.state import LoadResult
 from fixtures.config import GoldYoloConfig
-from fixtures.loss_scale import LossScale
-from fixtures.schedule import Schedule, StepSettings, update_is_due
 from fixtures.seeded import drop_path_draw
-from fixtures.training_step import StepResult, check_finite, check_outputs
+from fixtures.training.loss_scale import LossScale
+from fixtures.training.schedule import Schedule, StepSettings, update_is_due
+from fixtures.training.step import StepResult, check_finite, check_outputs
 from torch_ref.attention import DropPath
 from torch_ref.distill import build_distillation_loss, prepare_teacher, teach
 from torch_ref.losses import as_image_size, build_loss

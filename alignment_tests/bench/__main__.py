@@ -26,7 +26,7 @@ from typing import Any
 from alignment_tests.bench.caches import empty_cache
 from alignment_tests.bench.limits import bench_limits
 from alignment_tests.bench.training import bench_cold_step, bench_inference, bench_steps
-from fixtures import run_record
+from fixtures.runs import record as run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "docs" / "results" / "bench.json"
@@ -83,9 +83,9 @@ def bench_memory() -> dict[str, Any]:
 
 def bench_capture() -> dict[str, Any]:
     """Capture to disk against the bare forward pass, float32, rounds interleaved."""
-    from alignment_tests.harness.adapters import adapter_for
-    from alignment_tests.harness.capture import capture, run_plain
-    from alignment_tests.pairs import seeded_pair
+    from alignment_tests.cases.pairs import seeded_pair
+    from alignment_tests.harness.record.adapters import adapter_for
+    from alignment_tests.harness.record.capture import capture, run_plain
     from fixtures.images import drawn_images
 
     pair, images, found = seeded_pair("s"), drawn_images(1, (640, 640)), {}
@@ -115,10 +115,10 @@ def interleaved(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def child(kind: str) -> None:
     """One of the two processes whose memory is compared."""
+    from alignment_tests.cases.pairs import seeded_pair
     from alignment_tests.harness import align
-    from alignment_tests.harness.adapters import adapter_for
-    from alignment_tests.harness.capture import run_plain
-    from alignment_tests.pairs import seeded_pair
+    from alignment_tests.harness.record.adapters import adapter_for
+    from alignment_tests.harness.record.capture import run_plain
     from fixtures.images import drawn_images
 
     pair, images = seeded_pair("s"), drawn_images(1, (640, 640))

@@ -16,13 +16,13 @@ import converters
 from alignment_tests.bench.cases import Case
 from fixtures.anchors import anchor_points
 from fixtures.config import GoldYoloConfig, load_config
-from fixtures.dataset import DetectionDataset, load_dataset
-from fixtures.dataset_writer import write_dataset
+from fixtures.data.dataset import DetectionDataset, load_dataset
+from fixtures.data.loader import TrainLoader
+from fixtures.data.shapes import demo_plan
+from fixtures.data.writer import write_dataset
 from fixtures.images import drawn_boxes, drawn_images
-from fixtures.loader import TrainLoader
-from fixtures.schedule import Schedule
 from fixtures.seeded import seeded_state
-from fixtures.shapes import demo_plan
+from fixtures.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 Float32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from alignment_tests.harness.plot_style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, STYLE
+from alignment_tests.harness.report.plots.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, STYLE
 
 DPI = 150
 MOST_CASES = 30  # that are drawn; the table has all

@@ -17,7 +17,7 @@ import pytest
 
 from alignment_tests.bench import rounds
 from alignment_tests.bench.cases import DEVICES, GRIDS, ONLY_CUDA, Case, Contender, describe
-from alignment_tests.bench.duel import Duel, fight, find_limit
+from alignment_tests.bench.interleaved import Measurement, find_limit, interleave
 
 PREFIX = "bench_"
 BUDGET_ENDED = "not run: the budget of --bench-seconds ended"
@@ -55,13 +55,13 @@ class Suite:
     begun: float = field(default_factory=time.monotonic)
     taken: dict[str, list[float]] = field(default_factory=dict)  # seconds of the finished cases by kind
     not_run: dict[str, str] = field(default_factory=dict)
-    _last: tuple[Case, Duel] | None = None
+    _last: tuple[Case, Measurement] | None = None
 
     @property
     def deadline(self) -> float:
         return float("inf") if self.seconds is None else self.begun + self.seconds
 
-    def duel(self, case: Case, contenders: tuple[Contender, ...]) -> Duel | None:
+    def measurement(self, case: Case, contenders: tuple[Contender, ...]) -> Measurement | None:
         """The case's duel, fought once for all its contenders; None where the budget doesn't reach."""
         if self._last is not None and self._last[0] == case:
             return self._last[1]
@@ -70,7 +70,7 @@ class Suite:
         if not rounds.may_start(self.deadline - time.monotonic(), self.taken.get(case.what, [])):
             self.not_run[case.name] = BUDGET_ENDED
             return None
-        made = (find_limit if case.what == "limit" else fight)(case, contenders, deadline=self.deadline)
+        made = (find_limit if case.what == "limit" else interleave)(case, contenders, deadline=self.deadline)
         self.taken.setdefault(case.what, []).append(made.seconds)
         self._last = (case, made)
         return made

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alignment_tests.bench.figures import read_performance
 from alignment_tests.bench.plots import performance
+from alignment_tests.bench.results import read_performance
 from alignment_tests.compare import write
-from alignment_tests.comparison.wording import fixed, mib, whole
-from alignment_tests.harness.digest import number
+from alignment_tests.comparison.number_format import fixed, mib, whole
+from alignment_tests.harness.report.figures import number
 from fixtures.cli import Parser, fail
-from fixtures.run_record import finite
+from fixtures.runs.record import finite
 
 JSON, MARKDOWN, PICTURE = "performance.json", "performance.md", "performance_comparison.png"
 HEADINGS = (

@@ -14,8 +14,8 @@ import converters
 import torch_ref
 from alignment_tests.bench import inputs
 from alignment_tests.bench.cases import Case
-from alignment_tests.harness.adapters import adapter_for
-from alignment_tests.harness.capture import capture, run_plain
+from alignment_tests.harness.record.adapters import adapter_for
+from alignment_tests.harness.record.capture import capture, run_plain
 from fixtures.config import load_config
 from fixtures.images import drawn_boxes
 from torch_ref import devices

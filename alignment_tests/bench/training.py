@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignment_tests.bench.cases import EAGER, JITTOR, Case
-from alignment_tests.bench.duel import fight
+from alignment_tests.bench.interleaved import interleave
 from alignment_tests.bench.rounds import quartiles
 from alignment_tests.bench.workers import Worker
 
@@ -32,10 +32,10 @@ def in_turn(title: str, case: Case) -> dict[str, Any]:
     Raises:
         RuntimeError: a process failed, or the times count for nothing.
     """
-    duel = fight(case, (EAGER, JITTOR))
+    measurement = interleave(case, (EAGER, JITTOR))
     name = f"{title}, {case.config} {case.side}x{case.side}, batch {case.batch}"
     found: dict[str, Any] = {}
-    for contender, outcome in duel.outcomes.items():
+    for contender, outcome in measurement.outcomes.items():
         reason = outcome.failed or outcome.void_reason()
         if reason:
             raise RuntimeError(f"{name}, {TITLES[contender]}: the times are void: {reason}")
@@ -46,8 +46,8 @@ def in_turn(title: str, case: Case) -> dict[str, Any]:
             "steps_per_second": 1.0 / middle,
             "rounds": outcome.times,
         }
-    jittor = duel.outcomes[JITTOR.name]
-    ratios, kernels = duel.ratios(jittor), jittor.kernels[1]
+    jittor = measurement.outcomes[JITTOR.name]
+    ratios, kernels = measurement.ratios(jittor), jittor.kernels[1]
     found[f"{name}, Jittor over PyTorch"] = {"ratio": quartiles(ratios)[1], "ratios": ratios, "kernels": kernels}
     return found
 

@@ -76,12 +76,12 @@ def serve(options: dict[str, Any], folder: str) -> int:
                 side.wait()
             answer(side, time.perf_counter() - start, since)
     except Exception as error:
-        write(failed=told(error), out_of_memory=is_out_of_memory(options["package"], error))
+        write(failed=describe(error), out_of_memory=is_out_of_memory(options["package"], error))
         return 1
     return 0
 
 
-def told(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """In a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]

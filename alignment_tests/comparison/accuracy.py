@@ -9,8 +9,8 @@ from typing import Any
 
 from alignment_tests.comparison.pairs import Pair
 from alignment_tests.comparison.records import JITTOR, METRICS, TORCH, Test
-from fixtures.coco_json import read_annotations, read_detections
-from fixtures.coco_metrics import BootstrapInterval, CocoMetrics, bootstrap_intervals, evaluate
+from fixtures.evaluation.coco_json import read_annotations, read_detections
+from fixtures.evaluation.coco_metrics import BootstrapInterval, CocoMetrics, bootstrap_intervals, evaluate
 
 SAMPLES, SEED = 1000, 0  # of the bootstrap
 

@@ -21,9 +21,9 @@ from alignment_tests.comparison.findings import (
     note,
     unproven,
 )
+from alignment_tests.comparison.number_format import whole
 from alignment_tests.comparison.pairs import Pair
 from alignment_tests.comparison.records import LOSSES, METRICS, RATES, TITLES, Run, Training
-from alignment_tests.comparison.wording import whole
 
 SHOWN = 4  # differences that a sentence lists
 
@@ -183,11 +183,11 @@ def structure(evidence: Evidence) -> Iterator[Finding]:
     tests = [test for side in evidence.sides.values() for test in side.tests]
     wrong = [test for test in tests if test.model.get("structure") != "ok"]
     for test in wrong:
-        told = test.model.get("structure")
-        if told is None:
+        text = test.model.get("structure")
+        if text is None:
             yield unproven("structure", "unrecorded", folder=test.folder)
         else:
-            yield against("structure", "wrong", folder=test.folder, told=told)
+            yield against("structure", "wrong", folder=test.folder, text=text)
     if not wrong:
         yield holds("structure", "ok") if tests else not_judged("structure")
 

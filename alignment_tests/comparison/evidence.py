@@ -8,8 +8,8 @@ from pathlib import Path
 
 from alignment_tests.comparison import boxes, curves
 from alignment_tests.comparison.accuracy import Tested, evaluated
+from alignment_tests.comparison.alignment_reports import LAYERS, STEPS, Proof, read_proof
 from alignment_tests.comparison.pairs import Origin, Pair, origin_of, pair_tests, pair_trainings
-from alignment_tests.comparison.proofs import LAYERS, STEPS, Proof, read_proof
 from alignment_tests.comparison.records import JITTOR, TORCH, Side, Training, read_side
 
 

@@ -16,8 +16,8 @@ from alignment_tests.comparison.accuracy import Tested
 from alignment_tests.comparison.boxes import Floats, Matched, chosen
 from alignment_tests.comparison.evidence import Evidence
 from alignment_tests.comparison.records import JITTOR, TORCH
-from fixtures.dataset import load_dataset, read_image
-from fixtures.drawing import draw_detections
+from fixtures.data.dataset import load_dataset, read_image
+from fixtures.evaluation.drawing import draw_detections
 from fixtures.images import list_images
 
 WIDTH, QUALITY = 560, 85  # of a drawn picture, pixels and JPEG

@@ -13,9 +13,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignment_tests.comparison.gallery import Exhibit
+from alignment_tests.comparison.number_format import fixed, mib, moment, percent, seconds, signed, whole
 from alignment_tests.comparison.records import TITLES
-from alignment_tests.comparison.wording import fixed, mib, moment, percent, seconds, signed, whole
-from alignment_tests.harness.digest import number, printable
+from alignment_tests.harness.report.figures import number, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_LANGUAGE = "en"

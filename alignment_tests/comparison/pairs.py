@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from alignment_tests.comparison.records import JITTOR, TORCH, Run, Side, Test, Training
-from fixtures.dataset import file_digest
+from fixtures.data.dataset import file_digest
 
 T = TypeVar("T", bound=Run)
 

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from alignment_tests.comparison.number_format import MIB
 from alignment_tests.comparison.records import JITTOR, TITLES, TORCH
-from alignment_tests.comparison.wording import MIB
-from alignment_tests.harness.plot_style import BAND, BLUE, INK, MUTED, RED, STYLE
+from alignment_tests.harness.report.plots.style import BAND, BLUE, INK, MUTED, RED, STYLE
 
 DPI = 150
 GREY = "#6B7280"

@@ -14,10 +14,10 @@ import numpy as np
 
 from alignment_tests.comparison import boxes, curves, description
 from alignment_tests.comparison.accuracy import SAMPLES, SEED, Spread, Tested, spreads
+from alignment_tests.comparison.alignment_reports import Proof
 from alignment_tests.comparison.evidence import Evidence
 from alignment_tests.comparison.findings import THRESHOLDS, Finding
 from alignment_tests.comparison.judge import Judgement
-from alignment_tests.comparison.proofs import Proof
 from alignment_tests.comparison.records import LOSSES, METRICS, Side, Test, Training
 from alignment_tests.comparison.results import FACTS, JUDGED, allowed_distances, beside_zero, margin
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from alignment_tests.comparison.accuracy import spreads
-from alignment_tests.comparison.chance import Allowed, allowed
+from alignment_tests.comparison.alignment_reports import LAYERS, STEPS, Proof
 from alignment_tests.comparison.curves import FURTHEST
 from alignment_tests.comparison.evidence import Evidence
 from alignment_tests.comparison.findings import (
@@ -26,9 +26,9 @@ from alignment_tests.comparison.findings import (
     note,
     unproven,
 )
-from alignment_tests.comparison.proofs import LAYERS, STEPS, Proof
+from alignment_tests.comparison.number_format import percent, signed
 from alignment_tests.comparison.records import TITLES, TORCH
-from alignment_tests.comparison.wording import percent, signed
+from alignment_tests.comparison.seed_spread import Allowed, allowed
 
 FACTS = {HOLDS: "within", UNPROVEN: "between", AGAINST: "beyond"}
 JUDGED = ("ap", "ap50")  # metrics that have an interval
@@ -69,11 +69,11 @@ def recomputed(evidence: Evidence) -> Iterator[Finding]:
     for tested in evaluations:
         for name, test in tested.pair.sides.items():
             for metric in JUDGED:
-                told, found = test.accuracy.get(metric), getattr((tested.metrics or {})[name], metric)
-                if told is not None and abs(told - found) > RECOMPUTED:
+                text, found = test.accuracy.get(metric), getattr((tested.metrics or {})[name], metric)
+                if text is not None and abs(text - found) > RECOMPUTED:
                     wrong = True
                     values = {"side": TITLES[name], "metric": WORDS[metric], "folder": test.folder}
-                    yield unproven("recomputed", "differ", told=f"{told:.6f}", found=f"{found:.6f}", **values)
+                    yield unproven("recomputed", "differ", text=f"{text:.6f}", found=f"{found:.6f}", **values)
     if not wrong:
         yield holds("recomputed", "same") if evaluations else not_judged("recomputed")
 

@@ -12,11 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-from alignment_tests.children import default_jobs
+from alignment_tests.cases.child_processes import default_jobs
 from alignment_tests.conformity.document import document
 from alignment_tests.conformity.measure import measure
-from alignment_tests.harness.report import write_text_atomically
-from alignment_tests.zoo.table import check_names
+from alignment_tests.conformity.zoo.table import check_names
+from alignment_tests.harness.record.temporary import write_text_atomically
 from fixtures.cli import positive
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -37,9 +37,9 @@ of more than 50 million weights. Figures are of the last run that was made: wors
 OPERATOR_HEAD = """## Operators
 
 Each row is a function or layer with the grid of arguments of
-[operators/table.py](../alignment_tests/operators/table.py), in float64 and float32, forward and backward, run in child
-processes. Elementwise ones also meet NaN, infinities, zeros, large, small and equal numbers and an empty array. NaN in
-the same places is equal here. A count is a number of cases.
+[operators/table.py](../alignment_tests/conformity/operators/table.py), in float64 and float32, forward and backward,
+run in child processes. Elementwise ones also meet NaN, infinities, zeros, large, small and equal numbers and an empty
+array. NaN in the same places is equal here. A count is a number of cases.
 
 | verdict | meaning |
 |---|---|
@@ -113,11 +113,11 @@ def zoo_section(part: Data) -> list[str]:
 
 def zoo_row(model: Data) -> str:
     parts = model["parts"]
-    last = [found["mended"] if "mended" in found else found["as it is"] for found in parts.values()]
+    last = [found["corrected"] if "corrected" in found else found["as it is"] for found in parts.values()]
     verdicts = " | ".join(parts[name]["verdict"].removeprefix("differs, ") if name in parts else "–" for name in TITLES)
     settings = "".join(f", {key}={value}" for key, value in model["settings"].items())
     images = "x".join(map(str, model["images"]))
-    explained = [f for f, found in zip(last, parts.values(), strict=True) if f.get("aligned") or "mended" in found]
+    explained = [f for f, found in zip(last, parts.values(), strict=True) if f.get("aligned") or "corrected" in found]
     double = max((float(found.get("float64", 0.0)) for found in explained), default=0.0)
     single = max((float(found.get("float32", 0.0)) for found in explained), default=0.0)
     rows = sum(found.get("rows", 0) for found in last)
@@ -136,13 +136,13 @@ def zoo_causes(run: list[Data]) -> list[str]:
             for cause in found.get("causes", []):
                 causes.setdefault(cause, {}).setdefault(model["name"], []).append(name)
     for cause, where in causes.items():
-        told = ", ".join(f"{model} ({', '.join(names)})" for model, names in where.items())
-        lines.append(f"- {cause}: {told}")
+        message = ", ".join(f"{model} ({', '.join(names)})" for model, names in where.items())
+        lines.append(f"- {cause}: {message}")
     lines += ["", "The first failing row of each, as it is:", "", *FAILED_HEAD]
     lines += failed_rows(run, "as it is", lambda found: not found.get("as it is", {"aligned": True})["aligned"])
-    rest = failed_rows(run, "mended", lambda found: found["verdict"] == "differs")
+    rest = failed_rows(run, "corrected", lambda found: found["verdict"] == "differs")
     if rest:
-        lines += ["", "What no known difference explains, after the mends:", "", *FAILED_HEAD, *rest]
+        lines += ["", "What no known difference explains, with the corrected operators:", "", *FAILED_HEAD, *rest]
     return [*lines, ""]
 
 
@@ -152,9 +152,9 @@ def failed_rows(run: list[Data], which: str, wanted: Callable[[Data], bool]) -> 
     for model in run:
         for name, found in model["parts"].items():
             if wanted(found):
-                told = found[which]
+                message = found[which]
                 rows.append(
-                    f"| {model['name']} | {name} | {plain(told.get('raised') or (told['first'] or ['-'])[0])} |"
+                    f"| {model['name']} | {name} | {plain(message.get('raised') or (message['first'] or ['-'])[0])} |"
                 )
     return rows
 

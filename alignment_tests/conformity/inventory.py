@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from alignment_tests.operators.table import NO_ROW, TABLE
+from alignment_tests.conformity.operators.table import NO_ROW, TABLE
 from jt_impl.runtime import load
 
 

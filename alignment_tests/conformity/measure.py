@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from alignment_tests.conformity.inventory import missing, without_row
+from alignment_tests.conformity.operators.cases import Case
+from alignment_tests.conformity.operators.judge import CONFORMS, DIFFERS, ROUNDED, UNPROVEN
+from alignment_tests.conformity.operators.run import CRASHES, HANGS, Outcome
+from alignment_tests.conformity.operators.run import run_all as run_operators
+from alignment_tests.conformity.operators.table import TABLE
+from alignment_tests.conformity.operators.worker import RAISES, REFUSED, WORST, cases_by_key
 from alignment_tests.conformity.repro import arguments, script
-from alignment_tests.harness.experiment import environment
-from alignment_tests.operators.cases import Case
-from alignment_tests.operators.judge import CONFORMS, DIFFERS, ROUNDED, UNPROVEN
-from alignment_tests.operators.run import CRASHES, HANGS, Outcome
-from alignment_tests.operators.run import run_all as run_operators
-from alignment_tests.operators.table import TABLE
-from alignment_tests.operators.worker import RAISES, REFUSED, WORST, cases_by_key
-from alignment_tests.zoo.table import run_all as run_zoo
-from fixtures.run_record import commit_of
+from alignment_tests.conformity.zoo.table import run_all as run_zoo
+from alignment_tests.harness.align_layers import environment
+from fixtures.runs.record import commit_of
 from jt_impl.runtime import describe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests.operators.cases import At, Case, Input
+from alignment_tests.conformity.operators.cases import At, Case, Input
 
 DRAWN = {
     "normal": "random.normal(size={shape})",
@@ -99,8 +99,8 @@ def function_lines(case: Case) -> list[str]:
         first = (
             [] if any(isinstance(value, At) for value in args) else [arrays if case.operator.packed else f"*{arrays}"]
         )
-        told = arguments(args, kwargs, arrays)
-        lines.append(f"{result} = {framework}.{name}({', '.join([*first, *([told] if told else [])])})")
+        message = arguments(args, kwargs, arrays)
+        lines.append(f"{result} = {framework}.{name}({', '.join([*first, *([message] if message else [])])})")
     return lines
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from alignment_tests.harness import align, copy_weights
-from alignment_tests.harness.adapters import Array
 from alignment_tests.harness.bisect import Bisected, bisect
+from alignment_tests.harness.record.adapter import Array
 from jt_impl.runtime import load
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "repros"

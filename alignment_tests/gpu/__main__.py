@@ -18,7 +18,7 @@ from alignment_tests.gpu import plan
 from alignment_tests.gpu.stages import Runner, Stage, table
 from alignment_tests.gpu.wheels import installed_version
 from fixtures.cli import Parser, fail, positive
-from fixtures.run_record import commit_of
+from fixtures.runs.record import commit_of
 
 MINUTES, DRY_MINUTES = 10, 240
 RESERVED_SECONDS = 20  # for a stage that is slow to end, and for the table
@@ -30,8 +30,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--wheels", type=Path, default=Path("build/wheels"), help="folder for what is missing here")
     parser.add_argument("--output-dir", type=Path, default=Path("reports/gpu"), help="(default: %(default)s)")
     parser.add_argument("--minutes", type=positive, help=f"for all stages; default {MINUTES}, dry {DRY_MINUTES}")
-    parser.add_argument("--dry", action="store_true", help="compile only, with stand-ins for CUDA: needs no GPU")
-    parser.add_argument("--home", type=Path, default=Path("build/gpu/home"), help="dry: of stand-ins and their cache")
+    parser.add_argument("--dry", action="store_true", help="compile only, with stubs of CUDA: needs no GPU")
+    parser.add_argument("--home", type=Path, default=Path("build/gpu/home"), help="dry: of the stubs and their cache")
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and those that they need")
     parser.add_argument("--list", action="store_true", help="print the stages and their commands, and run nothing")
     return parser

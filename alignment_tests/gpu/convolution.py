@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests import arithmetic
-from alignment_tests.harness.budget import Budget
+from alignment_tests.cases import arithmetic
+from alignment_tests.harness.judge.budget import Budget
 from fixtures.cli import Parser, fail
 from jt_impl.runtime import RuntimeSetupError
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = json.dumps(asdict(finding), indent=1)
     print(text)
     if options.output is not None:
-        from alignment_tests.harness.report import write_text_atomically
+        from alignment_tests.harness.record.temporary import write_text_atomically
 
         write_text_atomically(options.output, text + "\n")
     return int(not finding.passed)

@@ -1,7 +1,7 @@
 """``python -m alignment_tests.gpu.kernels``: has Jittor compile what the comparison of layers needs on CUDA.
 
 In a comparison every module runs by itself, so its kernels are others than those of a network that runs as a whole.
-Each precision is a phase as in ``jt_impl.cuda.phases``. Under the stand-ins of ``compile_check`` PyTorch stays on the
+Each precision is a phase as in ``jt_impl.cuda.phases``. Under the stubs of ``compile_check`` PyTorch stays on the
 CPU; results mean nothing either way.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fixtures.cli import Parser, fail
 from jt_impl.cuda import phases
-from jt_impl.cuda.compile_check import find_kernels, make_standins, run_child
+from jt_impl.cuda.compile_check import find_kernels, make_stub_libraries, run_child
 from jt_impl.cuda.toolkit import MissingPartError
 
 
@@ -25,18 +25,18 @@ def compile_for(precision: str) -> None:
     """Record the reference on a small image, and let Jittor prepare for the same modules."""
     import torch
 
-    from alignment_tests import arithmetic
-    from alignment_tests.harness.adapters import adapter_for
-    from alignment_tests.harness.experiment import prepare, record_reference
-    from alignment_tests.harness.scratch import Scratch
-    from alignment_tests.harness.side import Side
-    from alignment_tests.pairs import make_pair
+    from alignment_tests.cases import arithmetic
+    from alignment_tests.cases.pairs import make_pair
+    from alignment_tests.harness.align_layers import prepare, record_reference
+    from alignment_tests.harness.record.adapters import adapter_for
+    from alignment_tests.harness.record.side import Side
+    from alignment_tests.harness.record.temporary import Scratch
     from fixtures.config import load_config
     from fixtures.images import drawn_images
 
     chosen = arithmetic.ARITHMETICS[precision]
-    # PyTorch would believe the stand-ins too, and compute nothing.
-    device = "cuda" if torch.cuda.is_available() and os.environ.get(phases.STAND_INS) != "1" else "cpu"
+    # PyTorch would believe the stub libraries too, and compute nothing.
+    device = "cuda" if torch.cuda.is_available() and os.environ.get(phases.STUB_LIBRARIES) != "1" else "cpu"
     pair = make_pair(load_config("gold_yolo_n", phases.CLASSES))
     pair.reference.to(device)
     scopes = arithmetic.scopes(chosen, device)
@@ -57,9 +57,9 @@ PHASES: dict[str, phases.Phase] = {
 }
 
 
-def with_standins(home: Path) -> int:
-    """The same in a child process that takes stand-ins for CUDA."""
-    outcomes = list(run_child(make_standins(home), home, (sys.executable, "-m", "alignment_tests.gpu.kernels")))
+def with_stub_libraries(home: Path) -> int:
+    """The same in a child process that takes stub libraries for CUDA."""
+    outcomes = list(run_child(make_stub_libraries(home), home, (sys.executable, "-m", "alignment_tests.gpu.kernels")))
     for outcome in outcomes:
         print(json.dumps(asdict(outcome)))
     kernels = find_kernels(home)
@@ -73,12 +73,14 @@ def with_standins(home: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m alignment_tests.gpu.kernels", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stand-ins", type=Path, metavar="HOME", help="without a GPU: keep stand-ins and cache there")
+    parser.add_argument(
+        "--stub-libraries", type=Path, metavar="HOME", help="without a GPU: stubs and cache, kept there"
+    )
     options = parser.parse_args(arguments)
-    if options.stand_ins is not None:
-        options.stand_ins.mkdir(parents=True, exist_ok=True)
+    if options.stub_libraries is not None:
+        options.stub_libraries.mkdir(parents=True, exist_ok=True)
         try:
-            return with_standins(options.stand_ins.absolute())
+            return with_stub_libraries(options.stub_libraries.absolute())
         except MissingPartError as error:
             return fail(str(error))
     return phases.report(phases.run(PHASES))

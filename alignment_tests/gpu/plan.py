@@ -73,7 +73,7 @@ def dry(places: Places) -> list[Stage]:
         Stage("kernels", module("jt_impl.cuda.compile_check", *home), 7200, headline=compiled("kernels")),
         Stage(
             "kernels-modules",
-            module("alignment_tests.gpu.kernels", "--stand-ins", places.home),
+            module("alignment_tests.gpu.kernels", "--stub-libraries", places.home),
             7200,
             headline=compiled("kernels-modules"),
         ),

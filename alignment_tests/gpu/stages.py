@@ -149,15 +149,15 @@ class Runner:
 
     def _detail(self, stage: Stage, status: str, code: int, log: Path) -> str:
         """Figures where there are any, also of a stage that was cut; else why it failed."""
-        told = ""
+        text = ""
         if stage.headline is not None:
             try:
-                told = stage.headline(self.folder)
+                text = stage.headline(self.folder)
             except (OSError, ValueError, KeyError, TypeError, IndexError):
-                told = ""
+                text = ""
         if status == FAILED:
-            told = "; ".join(filter(None, [told or last_line(log), f"exit code {code}, see {log.name}"]))
-        return told
+            text = "; ".join(filter(None, [text or last_line(log), f"exit code {code}, see {log.name}"]))
+        return text
 
     def save(self) -> None:
         """Results so far, written to a temporary name and renamed."""
@@ -203,5 +203,5 @@ def table(results: Sequence[Result], seconds: float, folder: Path) -> str:
     width = max(len(result.stage) for result in results)
     rows = [f"{r.stage:<{width}}  {r.status:<11} {r.seconds:7.1f} s  {r.detail}".rstrip() for r in results]
     counts = {status: sum(r.status == status for r in results) for status in dict.fromkeys(r.status for r in results)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return "\n".join([*rows, f"{told}; {seconds:.0f} s in all; files in {folder}"])
+    text = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return "\n".join([*rows, f"{text}; {seconds:.0f} s in all; files in {folder}"])

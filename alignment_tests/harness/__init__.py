@@ -1,13 +1,14 @@
 """The reusable core: capture, compare, judge, localise, report. It knows no model."""
 
-from alignment_tests.harness.budget import Budget
-from alignment_tests.harness.capture import capture
-from alignment_tests.harness.compare import Comparison, compare_arrays
-from alignment_tests.harness.experiment import align
-from alignment_tests.harness.match import NameMap, NameMatchError, copy_weights, match_names
+import alignment_tests.harness.report.write  # noqa: F401 - lists the files that `Report.save` writes
+from alignment_tests.harness.align_layers import align
+from alignment_tests.harness.judge.budget import Budget
+from alignment_tests.harness.judge.compare import Comparison, compare_arrays
+from alignment_tests.harness.judge.report import Report
 from alignment_tests.harness.offline import compare, dump
-from alignment_tests.harness.report import Report
-from alignment_tests.harness.trace import Trace
+from alignment_tests.harness.port_map import NameMap, NameMatchError, copy_weights, match_names
+from alignment_tests.harness.record.capture import capture
+from alignment_tests.harness.record.trace import Trace
 
 __all__ = [
     "Budget",

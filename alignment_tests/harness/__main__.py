@@ -21,9 +21,9 @@ from safetensors.numpy import load_file
 
 from alignment_tests.harness.bisect import bisect
 from alignment_tests.harness.offline import compare, dump
-from alignment_tests.harness.render import print_report
-from alignment_tests.harness.suite import merge
-from alignment_tests.harness.suite import table as suite_table
+from alignment_tests.harness.report.suite import merge
+from alignment_tests.harness.report.suite import table as suite_table
+from alignment_tests.harness.report.terminal import print_report
 
 EXIT_DIVERGED, EXIT_BAD_INPUT = 1, 2
 

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from alignment_tests.harness.adapters import Array, adapter_for
-from alignment_tests.harness.budget import Budget
-from alignment_tests.harness.compare import Comparison, compare_arrays
-from alignment_tests.harness.report import load_report_json, write_text_atomically
+from alignment_tests.harness.judge.budget import Budget
+from alignment_tests.harness.judge.compare import Comparison, compare_arrays
+from alignment_tests.harness.judge.report import load_report_json
+from alignment_tests.harness.record.adapter import Array
+from alignment_tests.harness.record.adapters import adapter_for
+from alignment_tests.harness.record.nested import Structure, flatten, unflatten
+from alignment_tests.harness.record.temporary import write_text_atomically
+from alignment_tests.harness.report.figures import TEMPLATES
 from alignment_tests.harness.shrink import Inputs, shrink
-from alignment_tests.harness.tree import Structure, flatten, unflatten
 
-SCRIPT = Path(__file__).parent / "templates" / "bisected.py.txt"
+SCRIPT = TEMPLATES / "bisected.py.txt"
 RAISES = "the candidate raises"
 INLINE = 400  # numbers that a script holds itself; more go to a file beside it
 
@@ -193,21 +196,21 @@ def constructor(module: Any) -> str | None:
     home = {"torch": "torch.nn", "jittor": "jt.nn"}.get(kind.__module__.partition(".")[0])
     if home is None or kind.__name__ == "Sequential":
         return None
-    told = constructor_arguments(module)
-    if told is None:
+    message = constructor_arguments(module)
+    if message is None:
         return None
     try:
-        again = constructor_arguments(kind(**told))
+        again = constructor_arguments(kind(**message))
     except Exception:  # such as of Jittor's Conv1d, which keeps its arguments in another form than it takes
         return None
-    words = ", ".join(f"{name}={held!r}" for name, held in told.items())
-    return f"{home}.{kind.__name__}({words})" if again == told else None
+    words = ", ".join(f"{name}={held!r}" for name, held in message.items())
+    return f"{home}.{kind.__name__}({words})" if again == message else None
 
 
 def constructor_arguments(module: Any) -> dict[str, Any] | None:
     """Those that are not the defaults, as the module holds them; None where it does not hold one."""
     inner = next((module.__dict__[n] for n in ("layer", "_layer") if n in module.__dict__), module)  # Jittor's pools
-    told = {}
+    message = {}
     for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
         if parameter.name in ("device", "dtype", "is_train", "sync"):
             continue
@@ -217,8 +220,8 @@ def constructor_arguments(module: Any) -> dict[str, Any] | None:
         if held is MISSING or not plain(held):
             return None
         if held != parameter.default:
-            told[parameter.name] = held
-    return told
+            message[parameter.name] = held
+    return message
 
 
 MISSING = object()

@@ -14,24 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment_tests.harness.adapters import adapter_for
-from alignment_tests.harness.budget import DEFAULT_BUDGET, Budget
-from alignment_tests.harness.experiment import (
+from alignment_tests.harness.align_layers import (
     Notify,
     environment,
     finish,
-    hooks_fact,
     record,
     record_reference,
-    root_outputs,
-    same_values,
 )
-from alignment_tests.harness.isolated import isolated_oracle, output_names, run_alone
-from alignment_tests.harness.judge import PRECISIONS, Judge
-from alignment_tests.harness.report import Report, write_text_atomically
-from alignment_tests.harness.side import Side
-from alignment_tests.harness.trace import Trace, TraceWriter
-from alignment_tests.harness.tree import is_plain
+from alignment_tests.harness.judge.budget import DEFAULT_BUDGET, Budget
+from alignment_tests.harness.judge.checks import hooks_fact, root_outputs
+from alignment_tests.harness.judge.compare import same_values
+from alignment_tests.harness.judge.isolated import isolated_oracle, output_names, run_alone
+from alignment_tests.harness.judge.report import Report
+from alignment_tests.harness.judge.rows import PRECISIONS, Judge
+from alignment_tests.harness.record.adapters import adapter_for
+from alignment_tests.harness.record.nested import is_plain
+from alignment_tests.harness.record.side import Side
+from alignment_tests.harness.record.temporary import write_text_atomically
+from alignment_tests.harness.record.trace import Trace, TraceWriter
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment_tests.harness.report import Report
+from alignment_tests.harness.judge.report import Report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment_tests.harness import suite
+from alignment_tests.harness.report import suite
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from alignment_tests.harness.adapters import Array
+from alignment_tests.harness.record.adapter import Array
 
 Inputs = dict[str, Array]
 DECIMALS = (0, 1, 2, 3)

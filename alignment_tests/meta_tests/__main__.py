@@ -1,7 +1,7 @@
 """Plant every fault, run without faults too, and write down what was found.
 
     python -m alignment_tests.meta_tests --output docs/proof.md
-    python -m alignment_tests.meta_tests --only optimizer --clean-runs 0
+    python -m alignment_tests.meta_tests --only optimizer
     python -m alignment_tests.meta_tests --only none --clean-runs 200 --training-runs 60
 
 The page is made of a JSON file, which is written beside it: docs/results/proof.json. Faults that are not asked for keep
@@ -17,8 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignment_tests.children import default_jobs
+from alignment_tests.cases.child_processes import default_jobs
 from fixtures.cli import positive
+
+CLEAN_RUNS, TRAINING_RUNS = 200, 61
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,10 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="TEXT",
         help="only faults whose name, kind or experiment holds it; none for no fault",
     )
-    parser.add_argument("--clean-runs", type=int, default=200, metavar="N", help="runs without a fault (default: 200)")
-    parser.add_argument(
-        "--training-runs", type=int, default=61, metavar="N", help="trainings without a fault (default: 61)"
-    )
+    without = "%s without a fault (default: %d; with faults chosen by --only none)"
+    parser.add_argument("--clean-runs", type=int, metavar="N", help=without % ("runs", CLEAN_RUNS))
+    parser.add_argument("--training-runs", type=int, metavar="N", help=without % ("trainings", TRAINING_RUNS))
     parser.add_argument(
         "--training-seed", type=int, action="append", metavar="N", help="only this one of the trainings"
     )
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=positive, default=default_jobs(), help="processes (default: %(default)s here)")
     options = parser.parse_args(arguments)
-    for name in ("clean_runs", "training_runs"):
+    for name, usual in (("clean_runs", CLEAN_RUNS), ("training_runs", TRAINING_RUNS)):
+        if getattr(options, name) is None:
+            setattr(options, name, usual if options.only in ([], ["none"]) else 0)
         if getattr(options, name) < 0:
             parser.error(f"`--{name.replace('_', '-')}` must be at least 0. Received: {getattr(options, name)}")
     if options.photographs is not None and not list(options.photographs.glob("annotations/instances_*.json")):
@@ -72,12 +75,12 @@ def run(options: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     with progress():
-        from alignment_tests.batches import PHOTOGRAPHS
+        from alignment_tests.cases.batches import PHOTOGRAPHS
+        from alignment_tests.meta_tests.catalogue import FAULTS
         from alignment_tests.meta_tests.clean_training import training_runs
-        from alignment_tests.meta_tests.experiments import FAULTS
-        from alignment_tests.meta_tests.proof import as_json, write
+        from alignment_tests.meta_tests.partition import run_all
+        from alignment_tests.meta_tests.proof_page import as_json, write
         from alignment_tests.meta_tests.runner import chosen
-        from alignment_tests.meta_tests.shares import run_all
 
         faults = chosen(options.only)
         if not faults and options.only != ["none"]:

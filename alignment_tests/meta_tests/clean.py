@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from alignment_tests.meta_tests.experiments import make
-from alignment_tests.meta_tests.forward import FORWARD, SMALL_PARTS, Size, small_part
-from alignment_tests.meta_tests.outcome import Outcome
-from alignment_tests.meta_tests.training import TRAINING, StepCase
+from alignment_tests.meta_tests.catalogue import make
+from alignment_tests.meta_tests.experiments.forward import FORWARD, SMALL_PARTS, Size, small_part
+from alignment_tests.meta_tests.experiments.outcome import Outcome
+from alignment_tests.meta_tests.experiments.training import TRAINING, StepCase
 
 EVALUATION: tuple[Size, ...] = ((64, 64), (64, 96), (96, 64), (64, 160), (96, 96))
 # Larger ones, batches of two: a norm over a few values magnifies the rounding before it without bound.

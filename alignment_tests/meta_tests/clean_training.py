@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from alignment_tests.batches import PHOTOGRAPHS, Photographs
-from alignment_tests.harness.budget import HALF_BUDGET
-from alignment_tests.harness.report import Report
-from alignment_tests.harness.training import align_training
+from alignment_tests.cases.batches import PHOTOGRAPHS, Photographs
+from alignment_tests.cases.trainees import Batch, Run
+from alignment_tests.harness.align_training import align_training
+from alignment_tests.harness.judge.budget import HALF_BUDGET
+from alignment_tests.harness.judge.report import Report
 from alignment_tests.meta_tests.clean import THREADS, threads
-from alignment_tests.meta_tests.forward import Size, narrow_config
-from alignment_tests.trainees import Batch, Run
+from alignment_tests.meta_tests.experiments.forward import Size, narrow_config
 from fixtures.config import GoldYoloConfig, load_config
 from fixtures.images import drawn_boxes, drawn_images
-from fixtures.schedule import Schedule
 from fixtures.seeded import uniform
+from fixtures.training.schedule import Schedule
 
 MODELS = ("n", "s", "n", "narrow", "n")
 KINDS = ("task-aligned", "ATSS", "anchor-aided", "task-aligned", "teacher", "AdamW", "half precision")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from alignment_tests.meta_tests.fault import FAULTS, Fault
-from alignment_tests.meta_tests.outcome import Blame, Outcome
+from alignment_tests.meta_tests.experiments.outcome import Blame, Outcome
+from alignment_tests.meta_tests.faults.fault import FAULTS, Fault
 
 Notify = Callable[[str], None]
 
@@ -55,8 +55,8 @@ def examine(fault: Fault, experiment: Experiment, clean: Outcome) -> Finding:
         with fault.planted(experiment.subject):
             outcome = experiment.run()
     except Exception as error:  # the candidate does not run at all: seen by everybody, and named by its traceback only
-        told = Blame(type(error).__name__)
-        outcome = Outcome(False, told, f"{type(error).__name__}: {error}", dict.fromkeys(clean.plain, told))
+        message = Blame(type(error).__name__)
+        outcome = Outcome(False, message, f"{type(error).__name__}: {error}", dict.fromkeys(clean.plain, message))
     silent = {title: clean.plain[title] is None for title in clean.plain}
     plain = {
         title: (silent[title] and blame is not None, silent[title] and blamed(fault, blame))

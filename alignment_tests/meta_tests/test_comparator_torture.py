@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment_tests.harness.budget import DEFAULT_BUDGET, EPS32, Budget
-from alignment_tests.harness.compare import PERCENTILE_SAMPLE, Array, Comparison, compare_arrays
-from alignment_tests.harness.judge import Judge
-from alignment_tests.harness.report import Row
-from alignment_tests.harness.trace import Trace, TraceWriter
+from alignment_tests.harness.judge.budget import DEFAULT_BUDGET, EPS32, Budget
+from alignment_tests.harness.judge.compare import PERCENTILE_SAMPLE, Array, Comparison, compare_arrays
+from alignment_tests.harness.judge.report import Row
+from alignment_tests.harness.judge.rows import Judge
+from alignment_tests.harness.record.trace import Trace, TraceWriter
 
 F32, F64 = np.float32, np.float64
 ORACLE = np.random.default_rng(0).standard_normal((3, 4, 4))
@@ -384,7 +384,7 @@ SPOILT[7] = -1.0
 
 
 @pytest.mark.parametrize(
-    ("candidate", "told"),
+    ("candidate", "text"),
     [
         (put(3.0, (7,))(SPOILT), "90% of the elements err by up to"),
         (put(1.5, (7,))(SPOILT + F32(3e-7)), "90% of the elements err by up to"),
@@ -396,10 +396,10 @@ SPOILT[7] = -1.0
     ids=["noise elsewhere", "rounding", "scaled", "zeros", "sign", "order"],
 )
 def test_most_elements_are_judged_where_the_largest_error_proves_nothing(
-    candidate: Array, told: str, request: pytest.FixtureRequest
+    candidate: Array, text: str, request: pytest.FixtureRequest
 ) -> None:
     result = compare_arrays(candidate, SPOILT, oracle=MOST)
-    assert told in result.reason
+    assert text in result.reason
     assert result.passed == any(name in request.node.callspec.id for name in ("noise elsewhere", "rounding"))
     assert result.failing == (0 if result.passed else 200)
 
@@ -611,18 +611,18 @@ def test_every_name_is_in_the_ledger(names: Judge) -> None:
     assert (coverage.missing, coverage.unexpected) == ((), ())
 
 
-def test_a_missing_name_is_told(names: Judge) -> None:
+def test_a_missing_name_is_reported(names: Judge) -> None:
     rows_of(names, NAMES[1:])
     assert names.coverage(("float64",)).missing == ("activation/a#0/0",)
 
 
-def test_a_name_missing_in_one_precision_is_told(names: Judge) -> None:
+def test_a_name_missing_in_one_precision_is_reported(names: Judge) -> None:
     rows_of(names, NAMES)
     assert names.coverage(("float64", "float32")).missing == tuple(NAMES)
 
 
 @pytest.mark.parametrize("name", ["activation/a#1/0", "activation/A#0/0", "activation/a#0/1", "parameter/a.bias"])
-def test_an_extra_name_is_told(name: str, names: Judge) -> None:
+def test_an_extra_name_is_reported(name: str, names: Judge) -> None:
     rows_of(names, [*NAMES, name])
     assert names.coverage(("float64",)).unexpected == (name,)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alignment_tests.meta_tests.catalogue import EXPERIMENTS, FAULTS, make
 from alignment_tests.meta_tests.clean import clean_runs
 from alignment_tests.meta_tests.clean_training import KINDS, MODELS, boxes_of, training_runs
-from alignment_tests.meta_tests.experiments import EXPERIMENTS, FAULTS, make
-from alignment_tests.meta_tests.fault import Fault, Patch, fault
-from alignment_tests.meta_tests.outcome import PLAIN, plain_outcomes
-from alignment_tests.meta_tests.proof import FORMAT, ROOT, Data, json_of, merged, render
+from alignment_tests.meta_tests.experiments.outcome import PLAIN, plain_outcomes
+from alignment_tests.meta_tests.faults.fault import Fault, Patch, fault
+from alignment_tests.meta_tests.partition import partition, run_all
+from alignment_tests.meta_tests.proof_page import FORMAT, ROOT, Data, json_of, merged, render
 from alignment_tests.meta_tests.runner import check_clean, chosen, examine
-from alignment_tests.meta_tests.shares import run_all, shares
 
 PAGE = ROOT / "docs" / "proof.md"
 # One or two of every way to compare. Whole steps in depth: see test_training_faults.py.
@@ -155,7 +155,7 @@ def test_two_hundred_clean_runs_differ_in_seed_size_and_threads() -> None:
 
 
 def test_every_fault_and_every_clean_run_is_in_one_share() -> None:
-    dealt = shares(chosen(), 60, training_runs(60))
+    dealt = partition(chosen(), 60, training_runs(60))
     assert sorted(name for share in dealt for name in share.faults) == sorted(FAULTS)
     runs = [run for share in dealt for run in share.clean]
     assert sorted(runs, key=lambda run: run.seed) == list(clean_runs(60))
@@ -167,10 +167,10 @@ def test_every_fault_and_every_clean_run_is_in_one_share() -> None:
 def test_two_processes_find_what_one_finds_in_the_same_order() -> None:
     faults = [fault for fault in chosen() if fault.experiment in ("post-processing", "assigner")]
 
-    def told(jobs: int) -> list[tuple[str, str, bool]]:
+    def text(jobs: int) -> list[tuple[str, str, bool]]:
         return [(one["name"], one["named"], one["exact"]) for one in run_all(faults, 0, jobs)[0]]
 
-    assert told(2) == told(1) == [(fault.name, told_of(fault.name), True) for fault in faults]
+    assert text(2) == text(1) == [(fault.name, told_of(fault.name), True) for fault in faults]
 
 
 def told_of(name: str) -> str:

@@ -1,6 +1,6 @@
 """``python -m jt_impl.cuda.compile_check``: does nvcc compile Jittor and all that Gold-YOLO-N needs, without a GPU?
 
-Stand-ins for the CUDA libraries (``standins``) make Jittor believe in a device. A child process with a cache of its
+Stubs of the CUDA libraries (``stub_libraries``) make Jittor believe in a device. A child process with a cache of its
 own goes through the phases of ``phases``. Their results mean nothing; which kernels the real nvcc compiled does. nvcc
 takes seconds for each, so it takes long on few cores; with ``--home`` a second call goes on where the first one ended.
 Exit code 1 if a kernel or a phase failed.
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jt_impl.cuda import standins
-from jt_impl.cuda.phases import PHASES, STAND_INS, Outcome, outcome_of
+from jt_impl.cuda import stub_libraries
+from jt_impl.cuda.phases import PHASES, STUB_LIBRARIES, Outcome, outcome_of
 from jt_impl.cuda.toolkit import CUDNN_LIBRARIES, LIBRARIES, MissingPartError, Toolkit, find
 
 COMMAND = (sys.executable, "-m", "jt_impl.cuda.phases")
@@ -42,14 +42,14 @@ def find_kernels(home: Path) -> Kernels:
 
 
 def child_environment(folder: Path, home: Path) -> dict[str, str]:
-    """What makes the child use CUDA, the stand-ins, and a cache of its own.
+    """What makes the child use CUDA, the stub libraries, and a cache of its own.
 
     The cache moves with HOME: Jittor writes the value of JITTOR_HOME into the user's own folder, and every other
     Jittor program would be sent there, even one that is started meanwhile.
     """
     ours = ("ALIGN_CUDA", "HOME", "JITTOR_HOME", "LD_LIBRARY_PATH", "cache_name")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "ALIGN_CUDA": "1", STAND_INS: "1", "HOME": str(home), "LD_LIBRARY_PATH": str(folder)}
+    return {**kept, "ALIGN_CUDA": "1", STUB_LIBRARIES: "1", "HOME": str(home), "LD_LIBRARY_PATH": str(folder)}
 
 
 def needed_libraries(toolkit: Toolkit) -> list[tuple[str, int]]:
@@ -65,8 +65,8 @@ def run_child(folder: Path, home: Path, command: Sequence[str] = COMMAND) -> Ite
         yield from filter(None, map(outcome_of, process.stdout))
 
 
-def make_standins(home: Path) -> Path:
-    """The folder of the stand-ins, made below ``home``.
+def make_stub_libraries(home: Path) -> Path:
+    """The folder of the stub libraries, made below ``home``.
 
     It lies in the same folder as the cache: the name of the cache depends on its place, and a second call must meet
     the kernels of the first.
@@ -74,16 +74,16 @@ def make_standins(home: Path) -> Path:
     Raises:
         MissingPartError: a part of CUDA is not here.
     """
-    toolkit, folder = find(), home / "standins"
+    toolkit, folder = find(), home / "stub_libraries"
     print(toolkit.description, flush=True)
-    counts = standins.make(folder, toolkit, needed_libraries(toolkit))
-    print(f"stand-ins: {len(counts)} libraries, {sum(counts.values())} functions", flush=True)
+    counts = stub_libraries.make(folder, toolkit, needed_libraries(toolkit))
+    print(f"stub libraries: {len(counts)} libraries, {sum(counts.values())} functions", flush=True)
     return folder
 
 
 def check(home: Path) -> int:
-    """Make the stand-ins, compile with them, and print what came of it."""
-    folder = make_standins(home)
+    """Make the stub libraries, compile with them, and print what came of it."""
+    folder = make_stub_libraries(home)
     outcomes = []
     for outcome in run_child(folder, home):
         outcomes.append(outcome)

@@ -1,7 +1,7 @@
 """``python -m jt_impl.cuda.phases``: has Jittor compile what Gold-YOLO-N needs on CUDA, phase by phase.
 
 Images are small: kernels do not depend on the size. On standard output stands one line of JSON per phase, with its
-result, its seconds and how many kernels it loaded. Needs ALIGN_CUDA=1 and a device, or the stand-ins of
+result, its seconds and how many kernels it loaded. Needs ALIGN_CUDA=1 and a device, or the stub libraries of
 ``compile_check``, with which the results mean nothing. Exit code 1 if a phase failed.
 """
 
@@ -22,7 +22,7 @@ from unittest import mock
 # for half precision: in one process they must not meet the same shapes.
 SIDE, HALF_SIDE, CLASSES = 64, 96, 10
 LOAD = "load Jittor"
-STAND_INS = "ALIGN_STAND_INS"  # set to 1 where the libraries are stand-ins
+STUB_LIBRARIES = "ALIGN_STUB_LIBRARIES"  # set to 1 where the libraries are stubs
 Phase = Callable[[], None]
 
 
@@ -82,7 +82,7 @@ def training_step(amp: bool = False) -> None:
     import numpy as np
 
     from fixtures.config import load_config
-    from fixtures.schedule import Schedule
+    from fixtures.training.schedule import Schedule
     from jt_impl.model import build_model
     from jt_impl.runtime import jittor as jt
     from jt_impl.trainer import Trainer
@@ -91,14 +91,14 @@ def training_step(amp: bool = False) -> None:
     schedule = Schedule(config.solver, 2, steps_per_epoch=1, epochs=1)
     trainer = Trainer(build_model(config), config, side, 2, schedule, accumulate=1, amp=amp)
     targets = np.array([[0, 1, 0.5, 0.5, 0.4, 0.4], [1, 2, 0.4, 0.6, 0.3, 0.5]], np.float64)
-    with taken_for_finite() if os.environ.get(STAND_INS) == "1" else nullcontext():
+    with taken_for_finite() if os.environ.get(STUB_LIBRARIES) == "1" else nullcontext():
         trainer.step(np.zeros((2, 3, side, side), np.float32), targets)
     jt.sync_all(True)
 
 
 @contextmanager
 def taken_for_finite() -> Iterator[None]:
-    """Nothing that stand-ins compute is true, so neither is that a number is not finite, for which a step would end
+    """Nothing that stubs compute is true, so neither is that a number is not finite, for which a step would end
     before its update. The tests for it are made all the same: their kernels count."""
     from jt_impl import trainer
 

@@ -1,0 +1,1 @@
+"""What the suites share: case tables, pairs of models, trainees, recordings, data sets and runs made for a test."""

@@ -1,0 +1,1 @@
+"""The comparisons that a planted fault must be found by."""

@@ -1,0 +1,1 @@
+"""The data pipeline, post-processing and average precision."""

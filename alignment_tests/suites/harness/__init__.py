@@ -1,0 +1,1 @@
+"""The harness itself: recording, judging, reporting, and the tools around them."""

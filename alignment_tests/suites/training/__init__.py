@@ -1,0 +1,1 @@
+"""Training steps: losses, assignment, gradients, optimizers, averages, mixed precision."""

@@ -1,0 +1,1 @@
+"""Can this machine run the alignment? See ``__main__``."""

@@ -1,0 +1,1 @@
+"""What Jittor lacks or does badly, computed by kernels of our own."""

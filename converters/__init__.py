@@ -59,9 +59,10 @@ def read_state(model: Any) -> State:
 def load_into(model: Any, state: Mapping[str, Array]) -> LoadResult:
     """Set all weights of a model of either framework, strictly and bit for bit.
 
-    Every key is loaded or listed as ignored with the reason (only ``num_batches_tracked`` may be). Arrays may be
-    widened to the model's dtype (float16 -> float32 -> float64), never narrowed, reshaped or transposed. What was
-    trainable stays trainable; what was not stays so.
+    Every key is loaded or listed as ignored with the reason (only ``num_batches_tracked`` may be, and names that the
+    model ties to one that the state holds). Arrays may be widened to the model's dtype (float16 -> float32 -> float64),
+    never narrowed, reshaped or transposed, but for what Jittor has no array for: (1,) stands for (), and integers may
+    have another width that holds their values. What was trainable stays trainable; what was not stays so.
 
     Raises:
         StateMismatchError: keys are missing or unexpected, or shapes or dtypes differ. Nothing was written.

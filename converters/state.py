@@ -2,7 +2,8 @@
 
 A state maps the keys of the public checkpoints (``backbone.stem.rbr_dense.conv.weight``) to arrays. Nothing is
 transposed, broadcast or reshaped, and an array is only ever widened (float16 -> float32 -> float64), which keeps its
-value; each widening is reported.
+value. Where Jittor has no such array, its own is as good: (1,) for (), and integers of another width if they hold the
+same values. Each change is reported.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Match:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What ``load_into`` did: names loaded, ``{name: reason}`` ignored, ``{name: "float16 -> float32"}`` widened."""
+    """What ``load_into`` did: names loaded, ``{name: reason}`` ignored, ``{name: "float16 -> float32"}`` converted."""
 
     loaded: tuple[str, ...]
     ignored: Mapping[str, str]
@@ -62,13 +63,19 @@ def bits_equal(a: Array, b: Array) -> bool:
 def widen(array: Array, dtype: np.dtype[Any]) -> Array:
     """``array`` in a dtype of the same kind that holds each of its values exactly.
 
-    The way back is checked, since a thread that flushes subnormals to zero would change them here in silence.
+    The way back is checked, since a thread that flushes subnormals to zero would change them here in silence. Integers
+    may become narrower where their values are: Jittor's have 32 bits.
 
     Raises:
         ValueError: the dtype is of another kind, is narrower, or a value changed.
     """
     if array.dtype == dtype:
         return array
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        integers = array.astype(dtype)
+        if not np.array_equal(integers, array):
+            raise ValueError(f"expected {dtype}, received {array.dtype} with values that it does not hold")
+        return integers
     if array.dtype.kind != dtype.kind or not np.can_cast(array.dtype, dtype, casting="safe"):
         raise ValueError(f"expected {dtype}, received {array.dtype}, which does not widen to it without loss")
     wide = array.astype(dtype)
@@ -104,6 +111,8 @@ def check_state(state: Mapping[str, Any]) -> None:
 def match_states(state: Mapping[str, Array], specs: Mapping[str, TensorSpec]) -> Match:
     """Map every key of ``state`` to the model's tensor of that name, or list it as ignored with the reason.
 
+    A tied tensor may come under some of its names only, as files that store each tensor once have it.
+
     Args:
         state: arrays by key.
         specs: the model's tensors by key, in its order.
@@ -116,6 +125,9 @@ def match_states(state: Mapping[str, Array], specs: Mapping[str, TensorSpec]) ->
     arrays: State = {}
     ignored: dict[str, str] = {}
     converted: dict[str, str] = {}
+    tied: dict[str, list[str]] = {}
+    for name, spec in specs.items():
+        tied.setdefault(spec.owner, []).append(name)
     for name in state.keys() - specs.keys():
         if is_counter(name):
             ignored[name] = COUNTER_UNUSED
@@ -126,6 +138,8 @@ def match_states(state: Mapping[str, Array], specs: Mapping[str, TensorSpec]) ->
             place(name, state[name], spec, arrays, converted, problems)
         elif is_counter(name):
             ignored[name] = COUNTER_ABSENT
+        elif (twin := next((other for other in tied[spec.owner] if other in state), None)) is not None:
+            ignored[name] = f"the model ties it to {twin}, which the state holds"
         else:
             problems["missing"].append(f"{name} {spec.shape} {spec.dtype}")
     if any(problems.values()):
@@ -142,16 +156,17 @@ def place(
     problems: dict[str, list[str]],
 ) -> None:
     """Put one array into ``arrays``, or a line into ``problems``."""
-    if array.shape != spec.shape:
+    if array.shape != spec.shape and {array.shape, spec.shape} != {(), (1,)}:
         problems["shape"].append(f"{name}: expected {spec.shape}, received {array.shape}")
         return
     try:
-        arrays[name] = widen(array, spec.dtype)
+        arrays[name] = widen(array, spec.dtype).reshape(spec.shape)
     except ValueError as error:
         problems["dtype"].append(f"{name}: {error}")
         return
-    if array.dtype != spec.dtype:
-        converted[name] = f"{array.dtype} -> {spec.dtype}"
+    changes = [(array.shape, spec.shape), (array.dtype, spec.dtype)]
+    if any(before != after for before, after in changes):
+        converted[name] = ", ".join(f"{before} -> {after}" for before, after in changes if before != after)
     owner = arrays.get(spec.owner)
     if owner is not None and not bits_equal(owner, arrays[name]):
         problems["tied"].append(f"{name}: the model ties it to {spec.owner}, but their arrays differ")

@@ -1,12 +1,15 @@
 """The Jittor implementation of Gold-YOLO.
 
 Importing the package does not import Jittor yet (which may compile for minutes); the first use of a name below does.
+From then on ``import jittor`` anywhere in this process gets the Jittor that ``jt_impl.runtime.load`` prepares.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from jt_impl import on_import
 
 if TYPE_CHECKING:
     from jt_impl.losses import build_loss
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["GoldYolo", "Trainer", "build_loss", "build_model", "build_optimizer", "fuse"]
 
 HOMES = {"Trainer": "trainer", "build_loss": "losses", "build_optimizer": "optim"}  # others: model
+
+on_import.prepare(lambda: importlib.import_module("jt_impl.runtime").load())
 
 
 def __getattr__(name: str) -> Any:

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from jt_impl import on_import
 from jt_impl.cuda import home as cuda_home
 from jt_impl.cuda.choice import Choice, choose
 from jt_impl.cuda.toolkit import MissingPartError
@@ -348,7 +349,8 @@ def load() -> Any:
     if choice.reason:
         print(f"{choice.reason}. Jittor uses the CPU.", file=sys.stderr)
     chosen = environment(settings(), cuda_settings(choice))
-    with random_state_kept(), interpreter_kept(), chosen, progress(), warnings.catch_warnings():
+    silent, own = warnings.catch_warnings(), on_import.bypassed()
+    with random_state_kept(), interpreter_kept(), chosen, own, progress(), silent:
         # Jittor's sources hold invalid escape sequences: where warnings are errors, they would not even compile.
         warnings.simplefilter("ignore")
         import jittor as module

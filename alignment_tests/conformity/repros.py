@@ -57,7 +57,7 @@ def make(name: str, folder: Path = FOLDER, notify: Callable[[str], None] = lambd
     reference, candidate = network.build(torch.nn), network.build(jt.nn)
     copy_weights(reference, candidate)
     with TemporaryDirectory() as place:
-        report = align(reference, candidate, network.images(), title=name, folder=place)
+        report = align(reference, candidate, network.images(), strict=True, title=name, folder=place)
         report.save(place)
         return bisect(Path(place), folder / name, notify)
 

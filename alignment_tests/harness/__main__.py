@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from alignment_tests.harness.bisect import bisect
 from alignment_tests.harness.offline import compare, dump
+from alignment_tests.harness.record.capture import RaisedInCallError
 from alignment_tests.harness.report.suite import merge
 from alignment_tests.harness.report.suite import table as suite_table
 from alignment_tests.harness.report.terminal import print_report
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         return {"dump": run_dump, "compare": run_compare, "merge": run_merge, "bisect": run_bisect}[options.command](
             options
         )
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, RaisedInCallError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
 

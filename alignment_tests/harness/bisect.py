@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -13,12 +12,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from alignment_tests.harness.judge.arguments import constructor
 from alignment_tests.harness.judge.budget import Budget
 from alignment_tests.harness.judge.compare import Comparison, compare_arrays
 from alignment_tests.harness.judge.report import load_report_json
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.adapters import adapter_for
-from alignment_tests.harness.record.nested import Structure, flatten, unflatten
+from alignment_tests.harness.record.capture import output_arrays
+from alignment_tests.harness.record.nested import Structure, paired_slots, unflatten
 from alignment_tests.harness.record.temporary import write_text_atomically
 from alignment_tests.harness.report.figures import TEMPLATES
 from alignment_tests.harness.shrink import Inputs, shrink
@@ -119,15 +120,17 @@ def stored_module(path: Path) -> Any:
 def judged(blamed: Blamed, inputs: Inputs) -> str | None:
     """Why the call diverges on these inputs; None where it does not, or PyTorch cannot make it."""
     try:
-        exact = outputs_of(blamed.reference, blamed, inputs, "float64")
+        exact, recorded = outputs_of(blamed.reference, blamed, inputs, "float64")
         single = blamed.precision == "float32"
-        expected = outputs_of(blamed.reference, blamed, inputs, "float32") if single else exact
+        expected = outputs_of(blamed.reference, blamed, inputs, "float32")[0] if single else exact
     except Exception:  # the reference refuses inputs of this size
         return None
     try:
-        found = outputs_of(blamed.candidate, blamed, inputs, blamed.precision)
+        given, own = outputs_of(blamed.candidate, blamed, inputs, blamed.precision)
     except Exception as error:  # of the candidate's module: that is the divergence
         return f"{RAISES} {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    slots = paired_slots(own, recorded)
+    found = {slots.get(slot, slot): array for slot, array in given.items()}
     for slot, array in expected.items():
         if slot not in found:
             return f"the candidate has no output {slot}"
@@ -138,7 +141,7 @@ def judged(blamed: Blamed, inputs: Inputs) -> str | None:
     return None
 
 
-def outputs_of(module: Any, blamed: Blamed, inputs: Inputs, precision: str) -> dict[str, Array]:
+def outputs_of(module: Any, blamed: Blamed, inputs: Inputs, precision: str) -> tuple[dict[str, Array], Structure]:
     adapter = adapter_for(module)
 
     def leaf(slot: str) -> Any:
@@ -147,8 +150,7 @@ def outputs_of(module: Any, blamed: Blamed, inputs: Inputs, precision: str) -> d
 
     with adapter.in_precision(module, precision) as model, adapter.running(model, train=blamed.train):
         made = unflatten(blamed.arguments, leaf)
-        tensors, _ = flatten(model(*made["args"], **made["kwargs"]), adapter.is_tensor)
-        return {slot: np.array(adapter.to_numpy(tensor)) for slot, tensor in tensors.items()}
+        return output_arrays(adapter, model(*made["args"], **made["kwargs"]))
 
 
 def write_script(blamed: Blamed, inputs: Inputs, reason: str, output: Path) -> Path:
@@ -188,51 +190,3 @@ def inline(arrays: Mapping[str, Array]) -> str:
         for name, array in arrays.items()
     ]
     return "\n".join(["{", *lines, "}"])
-
-
-def constructor(module: Any) -> str | None:
-    """The call that makes a stock layer of either framework anew, read from its attributes; None for other modules."""
-    kind = type(module)
-    home = {"torch": "torch.nn", "jittor": "jt.nn"}.get(kind.__module__.partition(".")[0])
-    if home is None or kind.__name__ == "Sequential":
-        return None
-    message = constructor_arguments(module)
-    if message is None:
-        return None
-    try:
-        again = constructor_arguments(kind(**message))
-    except Exception:  # such as of Jittor's Conv1d, which keeps its arguments in another form than it takes
-        return None
-    words = ", ".join(f"{name}={held!r}" for name, held in message.items())
-    return f"{home}.{kind.__name__}({words})" if again == message else None
-
-
-def constructor_arguments(module: Any) -> dict[str, Any] | None:
-    """Those that are not the defaults, as the module holds them; None where it does not hold one."""
-    inner = next((module.__dict__[n] for n in ("layer", "_layer") if n in module.__dict__), module)  # Jittor's pools
-    message = {}
-    for parameter in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        if parameter.name in ("device", "dtype", "is_train", "sync"):
-            continue
-        held = parameter_flag(module, parameter.name)
-        if held is MISSING:
-            held = next((vars(m)[parameter.name] for m in (module, inner) if parameter.name in vars(m)), MISSING)
-        if held is MISSING or not plain(held):
-            return None
-        if held != parameter.default:
-            message[parameter.name] = held
-    return message
-
-
-MISSING = object()
-
-
-def parameter_flag(module: Any, name: str) -> Any:
-    """``bias=True`` is held as the bias itself."""
-    return getattr(module, name) is not None if name == "bias" and hasattr(module, name) else MISSING
-
-
-def plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,262 +1,286 @@
-"""Which module of the candidate is which of the reference: by name, else by what it holds, its class and its order.
+"""How a port is laid out beside its original: a map that is read, written and edited by hand.
 
-Nothing is guessed. Where two modules could be meant, the error shows both, and ``given`` decides.
+    port_map = PortMap(modules={"encoder.layers.*": "transformer.h.*"}, transposed={"head.weight": (1, 0)})
+    port_map.write("port_map.yaml")
+    align(torch_model, jittor_model, inputs, port_map="port_map.yaml")
+
+One map serves ``align``, ``align_training``, ``dump``, ``compare`` and ``copy_weights``. Names on the left are the
+candidate's, names on the right the reference's. ``*`` stands for one part of a path, such as an index.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import difflib
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from alignment_tests.harness.record.adapter import Adapter, Array
-from alignment_tests.harness.record.adapters import adapter_for
+import yaml
 
-COUNTER = "num_batches_tracked"  # Jittor keeps none, so it takes no part in telling modules apart
-Tensors = tuple[tuple[str, tuple[int, ...]], ...]
+from alignment_tests.harness.record.temporary import write_text_atomically
+
+SIDES = ("reference", "candidate")
+HEADER = """\
+# How the candidate (left) is laid out beside the reference (right). `*` stands for one part of a path. Sections:
+#   modules     path: path; children follow their parent
+#   arrays      name: name, of single parameters and buffers
+#   merged      candidate's array or module: {parts: [of the reference], axis: 0}; one is several, one behind the other
+#   split       reference's array or module: {parts: [of the candidate], axis: 0}; the other way round
+#   low_rank    array: {weight: ..., a: ..., b: ..., scale: 2.0}; one is weight + scale * b @ a of the other (LoRA)
+#   transposed  candidate's array: [1, 0]; the reference's axes in the candidate's order
+#   reshaped    [candidate's arrays]; shapes that differ by axes of size 1
+#   tied        reference or candidate: {name: name of the same side}; has no partner, since it is the other array
+#   prefixes    reference or candidate: [module., _orig_mod.]; dropped from that side's names
+#   left_out    reference or candidate: {array or module: reason}; has no partner and is not compared
+"""
 
 
-class NameMatchError(ValueError):
-    """A module has no partner, or more than one module could be it."""
+class PortMapError(ValueError):
+    """A port map is no map, or does not fit the two models."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """A module: its path, its class without dialect, and the names and shapes of the tensors that it holds itself."""
+class Parts:
+    """Arrays (or modules, for each of their arrays) that lie one behind the other along an axis of the reference's."""
 
-    path: str
-    kind: str
-    tensors: Tensors
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
-
-    @property
-    def parent(self) -> str:
-        return self.path.rpartition(".")[0]
-
-    def __str__(self) -> str:
-        held = ", ".join(f"{name} {shape}" for name, shape in self.tensors)
-        return f"{self.path or 'the root'} ({self.kind}{': ' if held else ''}{held})"
+    parts: tuple[str, ...]
+    axis: int = 0
 
 
-@dataclass
-class NameMap:
-    """What was found.
+@dataclass(frozen=True)
+class LowRankParts:
+    """``weight + scale * b @ a``: ``weight`` is (out, in), ``b`` (out, rank), ``a`` (rank, in)."""
 
-    Attributes:
-        renamed: path in the candidate -> path in the reference, for every pair.
-        how: the same paths of the candidate -> "given", "name", "last name", "order", "content" or "class".
-        only_reference: modules without tensors that have no partner in the candidate.
-        only_candidate: the same for the candidate.
-    """
-
-    renamed: dict[str, str] = field(default_factory=dict)
-    how: dict[str, str] = field(default_factory=dict)
-    only_reference: tuple[str, ...] = ()
-    only_candidate: tuple[str, ...] = ()
-
-    def pair(self, ours: Node, theirs: Node, how: str) -> None:
-        self.renamed[ours.path], self.how[ours.path] = theirs.path, how
+    weight: str
+    a: str
+    b: str
+    scale: float
 
 
-def match_names(reference: Any, candidate: Any, *, given: Mapping[str, str] | None = None) -> NameMap:
-    """Pair the modules of two models.
+@dataclass(frozen=True)
+class PortMap:
+    """See HEADER for the sections. Whatever has equal names and shapes on both sides needs no entry.
 
-    Modules that hold tensors are paired first: by path; else, among those that hold tensors of the same names and
-    shapes, by the last part of the path; else by the order in which the models define them. Containers are paired by
-    what they contain, and modules without tensors (activations, pools) inside such pairs by name, then class and order.
-
-    Args:
-        reference: a model of either framework.
-        candidate: the other one.
-        given: candidate's path -> reference's, which is taken as it is.
+    Every array of either side is mapped, by name or by an entry, or left out with a reason.
 
     Raises:
-        NameMatchError: a module with tensors has no partner or more than one possible partner, each one shown.
+        PortMapError: an entry has the wrong form; the message names it.
     """
-    theirs, ours = nodes(adapter_for(reference), reference), nodes(adapter_for(candidate), candidate)
-    found = NameMap()
-    take_given(found, theirs, ours, given or {})
-    pair_by(found, "name", holding(theirs), holding(ours), lambda node: (node.path, node.tensors))
-    pair_by(found, "last name", holding(theirs), holding(ours), lambda node: (node.name, node.kind, node.tensors))
-    pair_by_order(found, holding(theirs), holding(ours))
-    refuse_leftovers(found, holding(theirs), holding(ours))
-    pair_containers(found, theirs, ours)
-    pair_inside(found, theirs, ours)
-    taken = set(found.renamed.values())
-    found.only_reference = tuple(node.path for node in theirs if node.path not in taken)
-    found.only_candidate = tuple(node.path for node in ours if node.path not in found.renamed)
+
+    modules: Mapping[str, str] = field(default_factory=dict)
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    merged: Mapping[str, Parts] = field(default_factory=dict)
+    split: Mapping[str, Parts] = field(default_factory=dict)
+    low_rank: Mapping[str, LowRankParts] = field(default_factory=dict)
+    transposed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    reshaped: tuple[str, ...] = ()
+    tied: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    prefixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for section in ("tied", "prefixes", "left_out"):
+            refuse_unknown(getattr(self, section), SIDES, f"`{section}`")
+        for section in ("modules", "arrays"):
+            for own, other in getattr(self, section).items():
+                refuse_stars(f"`{section}`", own, (other,))
+        for section in ("merged", "split"):
+            for name, made in getattr(self, section).items():
+                refuse_stars(f"`{section}`", name, made.parts)
+        for name, parts in self.low_rank.items():
+            refuse_stars("`low_rank`", name, (parts.weight, parts.a, parts.b))
+        for name, order in self.transposed.items():
+            if sorted(order) != list(range(len(order))):
+                raise PortMapError(f"`transposed` of {name} must be an order of all axes. Received: {list(order)}")
+        for side, reasons in self.left_out.items():
+            for name, reason in reasons.items():
+                if not str(reason).strip():
+                    raise PortMapError(f"`left_out` of the {side} must give a reason for {name}. Received: none")
+
+    @staticmethod
+    def of(data: Mapping[str, Any], source: str = "`port_map`") -> PortMap:
+        """From plain data, the content of a YAML file. ``source`` is what an error calls it.
+
+        Raises:
+            PortMapError: a key is unknown, or a value has the wrong form.
+        """
+        if not isinstance(data, Mapping):
+            raise PortMapError(f"{source} must hold sections with names. Received: {str(data)[:60]!r}")
+        refuse_unknown(data, [one.name for one in fields(PortMap)], source)
+        try:
+            return PortMap(**{name: READERS[name](value or {}, f"`{name}`") for name, value in data.items()})
+        except PortMapError as error:
+            raise PortMapError(f"{source}: {error}") from None
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> PortMap:
+        """Read a YAML file.
+
+        Raises:
+            PortMapError: it is no YAML, a key occurs twice or is unknown, or a value has the wrong form.
+            OSError: it cannot be read.
+        """
+        try:
+            data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Names)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise PortMapError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        return PortMap.of({} if data in (None, "") else data, str(path))
+
+    def write(self, path: str | os.PathLike[str], remarks: Iterable[str] = ()) -> None:
+        """Write a YAML file to be read and edited by hand, ``remarks`` as comments behind it."""
+        write_text_atomically(Path(path), self.text(remarks))
+
+    def text(self, remarks: Iterable[str] = ()) -> str:
+        """The content of the file that ``write`` writes."""
+        data = self.to_data()
+        lines = "".join(f"# {line}\n" for line in remarks)
+        body = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+        return HEADER + (body if data else "") + lines
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, as ``of`` takes it; empty sections are left out."""
+        found = {one.name: plain(getattr(self, one.name)) for one in fields(self)}
+        return {name: value for name, value in found.items() if value}
+
+
+def read_port_map(given: PortMap | Mapping[str, Any] | str | os.PathLike[str] | None) -> PortMap:
+    """What every function takes as ``port_map``: a map, its content, or the path of its file.
+
+    Raises:
+        PortMapError: see ``PortMap.read``.
+        OSError: the file cannot be read.
+    """
+    if given is None:
+        return PortMap()
+    if isinstance(given, PortMap):
+        return given
+    return PortMap.of(given) if isinstance(given, Mapping) else PortMap.read(given)
+
+
+class _Names(yaml.BaseLoader):
+    """Reads every scalar as text: ``0`` and ``1.10`` are names of modules here, and so is ``no``."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, (Parts, LowRankParts)):
+        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+    """The most similar of some names, for an error to list."""
+    known = list(names)
+    found = difflib.get_close_matches(name, known, count, 0.4) or known[:count]
+    return ", ".join(found) or "none"
+
+
+def refuse_unknown(data: Mapping[str, Any], known: Iterable[str], source: str) -> None:
+    names = list(known)
+    for key in data:
+        if key not in names:
+            raise PortMapError(f"{source} must hold only {', '.join(names)}. Received the unknown key {key!r}")
+
+
+def refuse_stars(section: str, name: str, others: Iterable[str]) -> None:
+    for other in others:
+        if name.count("*") != other.count("*"):
+            raise PortMapError(f"{section} must have as many `*` on both sides. Received: {name}: {other}")
+
+
+def table(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise PortMapError(f"{what} must hold `name: value` pairs. Received: {str(value)[:60]!r}")
+    return {str(name): item for name, item in value.items()}
+
+
+def names_of(value: Any, what: str) -> dict[str, str]:
+    found = table(value, what)
+    for name, item in found.items():
+        if isinstance(item, (Mapping, list, tuple)):
+            raise PortMapError(f"{what} of {name} must be text. Received: {item}")
+    return {name: str(item) for name, item in found.items()}
+
+
+def listed(value: Any, what: str) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise PortMapError(f"{what} must be a list. Received: {value!r}")
+    return tuple(str(item) for item in value)
+
+
+def listed_or_none(value: Any, what: str) -> tuple[str, ...]:
+    return listed(value, what) if value else ()
+
+
+def whole_number(value: Any, what: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise PortMapError(f"{what} must hold whole numbers. Received: {value!r}") from None
+
+
+def parts_of(value: Any, what: str) -> dict[str, Parts]:
+    found = {}
+    for name, item in table(value, what).items():
+        here = f"{what} of {name}"
+        item = table(plain(item), here)
+        refuse_unknown(item, ("parts", "axis"), here)
+        parts = listed(item.get("parts", ()), here)
+        if len(parts) < 2:
+            raise PortMapError(f"{here} must have at least two `parts`. Received: {list(parts)}")
+        found[name] = Parts(parts, whole_number(item.get("axis", 0), here))
     return found
 
 
-def nodes(adapter: Adapter, model: Any) -> list[Node]:
-    """Every module in the order of definition, the root first."""
-    held: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-    for name, (_, array) in adapter.state(model).items():
-        path, _, leaf = name.rpartition(".")
-        if leaf != COUNTER:
-            held.setdefault(path, []).append((leaf, tuple(array.shape)))
-    return [
-        Node(path, plain_class(type(module).__name__), tuple(sorted(held.get(path, []))))
-        for path, module in adapter.modules(model)
-    ]
-
-
-def plain_class(name: str) -> str:
-    """``Conv2d`` and ``Conv`` are "conv", ``MaxPool2d`` and ``Pool`` "pool", ``LeakyReLU`` and ``Leaky_relu`` alike."""
-    plain = re.sub(r"[123]d$", "", name.lower().replace("_", ""))
-    return "pool" if plain in ("maxpool", "avgpool") else plain
-
-
-def holding(found: Iterable[Node]) -> list[Node]:
-    return [node for node in found if node.tensors]
-
-
-def take_given(found: NameMap, theirs: list[Node], ours: list[Node], given: Mapping[str, str]) -> None:
-    by_path = {node.path: node for node in theirs}
-    own = {node.path: node for node in ours}
-    for path, target in given.items():
-        if path not in own or target not in by_path:
-            side, missing = ("candidate", path) if path not in own else ("reference", target)
-            raise NameMatchError(f"`renamed` must name modules of both models. The {side} has no module {missing!r}")
-        found.pair(own[path], by_path[target], "given")
-
-
-def rest(found: NameMap, theirs: Iterable[Node], ours: Iterable[Node]) -> tuple[list[Node], list[Node]]:
-    """The nodes of both sides that have no partner yet."""
-    taken = set(found.renamed.values())
-    return [n for n in theirs if n.path not in taken], [n for n in ours if n.path not in found.renamed]
-
-
-def grouped(found: Iterable[Node], key: Callable[[Node], Any]) -> dict[Any, list[Node]]:
-    groups: dict[Any, list[Node]] = {}
-    for node in found:
-        groups.setdefault(key(node), []).append(node)
-    return groups
-
-
-def pair_by(found: NameMap, how: str, theirs: list[Node], ours: list[Node], key: Callable[[Node], Any]) -> None:
-    """Pair what is left and has the same key, which each side has once."""
-    left, right = (grouped(side, key) for side in rest(found, theirs, ours))
-    for value, group in right.items():
-        if len(group) == len(left.get(value, [])) == 1:
-            found.pair(group[0], left[value][0], how)
-
-
-def pair_by_order(found: NameMap, theirs: list[Node], ours: list[Node]) -> None:
-    """Pair what is left of one class and shape in the order of definition, where both sides have equally many.
-
-    Raises:
-        NameMatchError: the order contradicts pairs of the same shape that names made.
-    """
-    left, right = rest(found, theirs, ours)
-    for key in (lambda node: (node.kind, node.tensors)), (lambda node: node.tensors):
-        groups = grouped(rest(found, left, ours)[0], key)
-        for value, group in grouped(rest(found, theirs, right)[1], key).items():
-            if len(group) == len(groups.get(value, [])):
-                for own, other in zip(group, groups[value], strict=True):
-                    found.pair(own, other, "order")
-                    refuse_crossing(found, own, other, theirs, ours)
-
-
-def refuse_crossing(found: NameMap, own: Node, other: Node, theirs: list[Node], ours: list[Node]) -> None:
-    place = {node.path: index for index, node in enumerate(theirs)}
-    before = True
-    for node in ours:
-        if node.path == own.path:
-            before = False
-        elif (node.kind, node.tensors) == (own.kind, own.tensors) and "name" in found.how.get(node.path, ""):
-            target = found.renamed[node.path]
-            if (place[target] < place[other.path]) != before:
-                raise NameMatchError(
-                    f"ambiguous: by order the candidate's {own} is the reference's {other}, but the name of "
-                    f"{node.path}, which holds the same shapes, makes it {target}, on the other side. Give `renamed`"
-                )
-
-
-def refuse_leftovers(found: NameMap, theirs: list[Node], ours: list[Node]) -> None:
-    left, right = rest(found, theirs, ours)
-    if not left and not right:
-        return
-    lines = []
-    for group in grouped([*right, *left], lambda node: node.tensors).values():
-        here = [str(node) for node in group if node in right]
-        there = [str(node) for node in group if node in left]
-        word = "ambiguous" if here and there else "without partner"
-        lines.append(f"{word}: candidate {here or 'none'}, reference {there or 'none'}")
-    raise NameMatchError("modules cannot be paired by name, shape and order; give `renamed`:\n" + "\n".join(lines))
-
-
-def pair_containers(found: NameMap, theirs: list[Node], ours: list[Node]) -> None:
-    """Pair modules without tensors of their own that contain the same pairs; nested ones of equal content from outside
-    in, where both sides nest equally deep."""
-    other = grouped(empty(theirs), lambda node: frozenset(inside(node, holding(theirs))))
-    for paths, group in grouped(empty(ours), lambda node: frozenset(inside(node, holding(ours)))).items():
-        content = frozenset(found.renamed[path] for path in paths)
-        twins = other.get(content, [])
-        if not content:
-            continue
-        same = {node.path: node for node in twins}
-        named = all(node.path in same for node in group)
-        if named or len(group) == len(twins):
-            for index, node in enumerate(group):
-                found.pair(node, same[node.path] if named else twins[index], "name" if named else "content")
-
-
-def empty(found: Iterable[Node]) -> list[Node]:
-    return [node for node in found if not node.tensors]
-
-
-def inside(node: Node, owners: Iterable[Node]) -> list[str]:
-    prefix = f"{node.path}." if node.path else ""
-    return [owner.path for owner in owners if owner.path.startswith(prefix)]
-
-
-def pair_inside(found: NameMap, theirs: list[Node], ours: list[Node]) -> None:
-    """Pair modules without tensors inside paired parents, parents before their children."""
-    if not found.how.get(""):
-        found.pair(ours[0], theirs[0], "name")
-    for parent in [node.path for node in ours]:
-        if parent not in found.renamed:
-            continue
-        there = [n for n in empty(theirs) if n.path and n.parent == found.renamed[parent]]
-        here = [n for n in empty(ours) if n.path and n.parent == parent]
-        pair_by(found, "name", there, here, lambda node: node.name)
-        left, right = (grouped(side, lambda node: node.kind) for side in rest(found, there, here))
-        for kind, group in right.items():
-            if len(group) == len(left.get(kind, [])):
-                for own, other in zip(group, left[kind], strict=True):
-                    found.pair(own, other, "class")
-
-
-def copy_weights(reference: Any, candidate: Any, names: NameMap | None = None) -> NameMap:
-    """Write the reference's parameters and buffers into the candidate, bit for bit, and return the map that was used.
-
-    Args:
-        reference: the model with the weights.
-        candidate: the model that gets them.
-        names: from ``match_names``; found here if None.
-
-    Raises:
-        NameMatchError: see ``match_names``; or the shapes or dtypes of a given pair differ. Nothing was written.
-    """
-    found = match_names(reference, candidate) if names is None else names
-    source, target = adapter_for(reference).state(reference), adapter_for(candidate).state(candidate)
-    arrays: dict[str, Array] = {}
-    lost = {name for name in source if not name.endswith(COUNTER)}
-    for name, (_, own) in target.items():
-        path, dot, leaf = name.rpartition(".")
-        origin = f"{found.renamed.get(path, path)}{dot or '.'}{leaf}".removeprefix(".")
-        _, array = source.get(origin, ("", None))
-        if array is None or (array.shape, array.dtype) != (own.shape, own.dtype):
-            received = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            raise NameMatchError(f"{name} of the candidate needs {own.dtype} {own.shape}. Received: {received}")
-        arrays[name] = array
-        lost.discard(origin)
-    if lost:
-        raise NameMatchError(f"the candidate has no place for {len(lost)} arrays of the reference, first {min(lost)}")
-    adapter_for(candidate).write(candidate, arrays)
+def low_rank_of(value: Any, what: str) -> dict[str, LowRankParts]:
+    found = {}
+    wanted = [one.name for one in fields(LowRankParts)]
+    for name, item in table(value, what).items():
+        here = f"{what} of {name}"
+        item = table(plain(item), here)
+        refuse_unknown(item, wanted, here)
+        lacking = [key for key in wanted if key not in item]
+        if lacking:
+            raise PortMapError(f"{here} must have {', '.join(wanted)}. Lacking: {', '.join(lacking)}")
+        try:
+            scale = float(item["scale"])
+        except ValueError:
+            raise PortMapError(f"{here} needs a number as scale. Received: {item['scale']}") from None
+        found[name] = LowRankParts(str(item["weight"]), str(item["a"]), str(item["b"]), scale)
     return found
+
+
+def orders_of(value: Any, what: str) -> dict[str, tuple[int, ...]]:
+    rows = table(value, what).items()
+    return {
+        name: tuple(whole_number(axis, what) for axis in listed(order, f"{what} of {name}")) for name, order in rows
+    }
+
+
+def by_side(read: Callable[[Any, str], Any]) -> Callable[[Any, str], dict[str, Any]]:
+    """Reads a section that has a part for each side."""
+    return lambda value, what: {side: read(item, f"{what} of the {side}") for side, item in table(value, what).items()}
+
+
+READERS: dict[str, Callable[[Any, str], Any]] = {
+    "modules": names_of,
+    "arrays": names_of,
+    "merged": parts_of,
+    "split": parts_of,
+    "low_rank": low_rank_of,
+    "transposed": orders_of,
+    "reshaped": listed_or_none,
+    "tied": by_side(names_of),
+    "prefixes": by_side(listed),
+    "left_out": by_side(names_of),
+}

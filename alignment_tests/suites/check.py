@@ -19,6 +19,10 @@ CHECKED = {
         "suites/training/test_training_faults.py::test_without_a_fault_the_same_step_is_aligned",
     ),
     "alignment_tests.bench": ("suites/project/test_bench_rules.py",),
+    "alignment_tests.commands": (
+        "suites/commands/test_alignment_command.py::test_inputs_are_drawn_as_they_are_named",
+        "suites/commands/test_alignment_command.py::test_a_target_has_names_and_literals",
+    ),
     "alignment_tests.comparison": (
         "suites/commands/test_compare_runs.py::test_clean_runs_are_aligned",
         "suites/commands/test_compare_runs.py::test_planted_reason_is_found",
@@ -41,6 +45,7 @@ CHECKED = {
     "alignment_tests.harness": (
         "suites/harness/test_align_layers.py::test_a_planted_fault_is_named[wrong_eps]",
         "suites/harness/test_align_layers.py::test_the_clean_pair_is_aligned",
+        "suites/harness/test_layout.py",
         "suites/harness/test_localise.py",
         "suites/harness/test_port_map.py",
         "suites/harness/test_report.py::test_every_rendering_calls_a_good_report_aligned",

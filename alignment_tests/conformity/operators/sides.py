@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from alignment_tests.conformity.operators.cases import At, Case
-from alignment_tests.harness import NameMap, copy_weights
+from alignment_tests.harness import PortMap, copy_weights
 from alignment_tests.harness.record.adapter import Adapter, Array
 from alignment_tests.harness.record.nested import flatten
 from alignment_tests.harness.record.torch_adapter import TorchAdapter
@@ -75,7 +75,7 @@ def run_candidate(case: Case) -> Result:
             case, adapter, None, 0, tensors, lambda: called(case, target, tensors, case.call.args, case.call.kwargs)
         )
     layer = target(*case.call.args, **case.call.kwargs)
-    copy_weights(reference_layer(case), layer, NameMap())  # a single layer has the same names
+    copy_weights(reference_layer(case), layer, PortMap())  # a single layer has the same names
     for _, module in adapter.modules(layer):
         module.is_train = True
     with adapter.in_precision(layer, case.dtype) if case.dtype == "float64" else nullcontext():

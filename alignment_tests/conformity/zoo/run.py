@@ -68,9 +68,8 @@ def compare_part(part: str, name: str, case: Case, pair: tuple[Any, Any], images
         with TemporaryDirectory() as folder:
             if part == "step":
                 return one_step(name, pair, images, excused)
-            return align(
-                *pair, images, train=part == "train", isolated=False, excused=excused, title=name, folder=folder
-            )
+            options: Any = {"isolated": False, "excused": excused, "strict": True, "title": name, "folder": folder}
+            return align(*pair, images, train=part == "train", **options)
 
     found: Row = {}
     # In train mode every running variance differs; the step, which keeps the norms as they are, has that on record.
@@ -105,6 +104,9 @@ def figures_of(make: Callable[[dict[str, str]], Report], excused: dict[str, str]
         report = make(excused)
     except Exception as error:  # of the candidate's own code
         return {"aligned": False, "raised": f"{type(error).__name__}: {error}"[:300], "rows": 0}
+    for name, fact in report.checks.items():
+        if name.startswith("run of the candidate"):
+            return {"aligned": False, "raised": fact.removeprefix("FAIL: ")[:300], "rows": 0}
     compared = [row.accumulated for row in report.rows if row.accumulated is not None]
     relative = [c.max_abs_error / c.scale for c in compared if c.dtype == "float64" and c.scale and c.max_abs_error]
     ratios = [c.ratio for c in compared if c.dtype == "float32" and c.ratio is not None]

@@ -33,8 +33,8 @@ class ClassifierTrainee:
         self.adapter = adapter_for(model)
         self.buffers: dict[str, Array] = {}
         kinds = {name: kind for name, (kind, _) in self.adapter.state(model).items()}
-        self.trained = [name for name, kind in kinds.items() if kind == "parameter"]
-        self.slots = {name: np.zeros_like(self.adapter.state(model)[name][1]) for name in self.trained}
+        self.weight_names = [name for name, kind in kinds.items() if kind == "parameter"]
+        self.slots = {name: np.zeros_like(self.adapter.state(model)[name][1]) for name in self.weight_names}
 
     def scope(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -60,7 +60,7 @@ class ClassifierTrainee:
         arrays = {name.split("/", 1)[1]: array for name, array in state.items() if not name.startswith("momentum/")}
         cast = {name: arrays[name].astype(array.dtype) for name, (_, array) in own.items()}
         self.adapter.write(self.model, cast)
-        self.slots = {name: state[f"momentum/{name}"].astype(self.precision) for name in self.trained}
+        self.slots = {name: state[f"momentum/{name}"].astype(self.precision) for name in self.weight_names}
 
 
 class TorchTrainee(ClassifierTrainee):
@@ -101,7 +101,7 @@ class TorchTrainee(ClassifierTrainee):
 class JittorTrainee(ClassifierTrainee):
     def weights(self) -> dict[str, Any]:
         owners = dict(self.adapter.modules(self.model))
-        parts = [(name, *name.rpartition(".")[::2]) for name in self.trained]
+        parts = [(name, *name.rpartition(".")[::2]) for name in self.weight_names]
         return {name: owners[path].__dict__[leaf] for name, path, leaf in parts}
 
     def forward(self, batch: Batch) -> Any:

@@ -7,12 +7,13 @@ since both are float32 programs for the same float64 function (the oracle).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 EPS32 = float(np.finfo(np.float32).eps)
+SPACING = {"float32": EPS32, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of the numbers between 1 and 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Budget:
         if precision in ("float32", "float16"):
             return max(self.k * reference_error, self.c * self.roundoff * scale)
         raise ValueError(f"`precision` must be 'float16', 'float32' or 'float64'. Received: {precision!r}")
+
+    def for_type(self, name: str) -> Budget:
+        """The limits for arrays of that type. Where it is coarser than ``roundoff`` both sides round the same numbers
+        to it, and that rounding is the error, as in mixed precision."""
+        spacing = SPACING.get(name, 0.0)
+        return self if spacing <= self.roundoff else replace(self, k=min(self.k, HALF_BUDGET.k), roundoff=spacing)
 
     def share(self, precision: str, gaps: Any, errors: Any) -> Any:
         """Gaps between numbers that are decided on, in units of what is allowed: up to 1 rounding may close them.

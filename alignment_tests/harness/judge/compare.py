@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from alignment_tests.harness.judge.budget import DEFAULT_BUDGET, Budget
+from alignment_tests.harness.judge.budget import DEFAULT_BUDGET, SPACING, Budget
+from alignment_tests.harness.record.bfloat16 import to_bits, type_name
 
 Array = npt.NDArray[Any]
 
 SAFE_SQUARES = (1e-140, 1e140)  # magnitudes whose squares, and sums of them, neither vanish nor overflow
 QUANTILES, FEWEST = (0.5, 0.9), 64  # of the errors, where the largest proves nothing; elements that these need
+FLOATS = (*SPACING, "float64")  # narrow ones, and the one that is an oracle
 PERCENTILE_SAMPLE = 200_000  # p99 is taken over an even stride of at most this many elements; every verdict sees all
 
 
@@ -80,12 +82,17 @@ def compare_arrays(
 ) -> Comparison:
     """Judge the candidate's array ``actual`` against the reference's ``expected``.
 
+    Nothing is cast, transposed or broadcast, but for what no port can help: Jittor has no arrays without axes, so (1,)
+    stands for (), and integers of 32 bits, so integers are compared by value whatever their width. A Python number is
+    taken in the type of the array that it is compared with.
+
     Args:
-        actual: the candidate's array; float32, float64, float16 (by a budget of half precision only), or an integer
-            or bool array, which must be equal.
-        expected: the reference's array, of the same shape and dtype. Nothing is cast, transposed or broadcast.
-        oracle: the reference in float64, needed for float32 arrays; float64 arrays are their own oracle.
-        budget: the limits.
+        actual: the candidate's array: floating, integers or bool, which must be equal.
+        expected: the reference's array, of the same shape and type.
+        oracle: the reference in float64, for what a float32 run gave; what a float64 run gave is its own oracle. Arrays
+            that stayed narrower than float64 there are judged by the spacing of their own numbers, and the reason says
+            so.
+        budget: the limits. Half precision and bfloat16 have those of ``Budget.for_type``.
         zero_scale: scale to judge by where the oracle is zero everywhere (that of the array before it).
         scale: judge by this one in place of the oracle's own.
         yardstick: relative error of the reference elsewhere in this phase, where its error in a single array is luck:
@@ -95,37 +102,62 @@ def compare_arrays(
     Returns:
         A comparison whose ``passed`` and ``reason`` hold the verdict. It never raises for what the arrays hold.
     """
-    problem = _structure(actual, expected, oracle, budget)
+    actual, expected = _alike(actual, expected)
+    problem = _structure(actual, expected, oracle)
+    if problem is None and not actual.size:
+        return Comparison(True, f"equal: both are empty, shape {actual.shape}", actual.shape, type_name(actual), 0)
     if problem is None and actual.dtype.kind in "biu":
         return _compare_exact(actual, expected)
     if problem is None:
         problem = _finiteness(actual, expected, oracle)
     if problem is not None:
-        return Comparison(False, problem, actual.shape, str(actual.dtype), int(actual.size))
+        return Comparison(False, problem, actual.shape, type_name(actual), int(actual.size))
     scales = Scales(zero_scale, scale, yardstick)
-    return _compare_values(actual, expected, expected if oracle is None else oracle, budget, scales, brief)
+    return _compare_values(actual, expected, oracle, budget, scales, brief)
 
 
-def _structure(actual: Array, expected: Array, oracle: Array | None, budget: Budget) -> str | None:
+def _alike(actual: Array, expected: Array) -> tuple[Array, Array]:
+    """The same numbers, () and (1,) in the shape of the reference, a Python number in the type of the other side."""
+    if {actual.shape, expected.shape} <= {(), (1,)}:
+        if _is_python_float(expected):
+            expected = _in_type_of(actual, expected)
+        elif _is_python_float(actual):
+            actual = _in_type_of(expected, actual)
+        actual = actual.reshape(expected.shape)
+    return actual, expected
+
+
+def _is_python_float(array: Array) -> bool:
+    return array.shape == () and array.dtype == np.float64
+
+
+def _in_type_of(array: Array, number: Array) -> Array:
+    return number.astype(array.dtype) if type_name(array) in FLOATS else number
+
+
+def _structure(actual: Array, expected: Array, oracle: Array | None) -> str | None:
     if actual.shape != expected.shape:
         return f"shape differs: candidate {actual.shape}, reference {expected.shape}"
-    if actual.dtype != expected.dtype:
-        return f"dtype differs: candidate {actual.dtype}, reference {expected.dtype}"
-    if actual.size == 0:
-        return f"nothing compared: the arrays are empty, shape {actual.shape}"
+    own, theirs = type_name(actual), type_name(expected)
+    if own != theirs and not _may_differ(actual, expected, oracle):
+        return f"dtype differs: candidate {own}, reference {theirs}"
     if actual.dtype.kind in "biu":
         return None
-    if actual.dtype not in (np.float16, np.float32, np.float64):
-        return f"dtype {actual.dtype} cannot be judged: float16, float32, float64, integers and bool can"
-    if actual.dtype == np.float16 and budget.roundoff < np.finfo(np.float16).eps:
-        return "dtype float16 cannot be judged by a budget of float32: HALF_BUDGET is the one for half precision"
-    if actual.dtype != np.float64 and oracle is None:
-        return f"no oracle: a {actual.dtype} array is judged against the reference in float64"
+    if own not in FLOATS:
+        return f"dtype {own} cannot be judged: {', '.join(FLOATS)}, integers and bool can"
     if oracle is not None and oracle.shape != expected.shape:
         return f"shape differs: oracle {oracle.shape}, reference {expected.shape}"
-    if oracle is not None and oracle.dtype != np.float64:
+    if oracle is not None and type_name(oracle) not in FLOATS:
         return f"dtype differs: oracle {oracle.dtype}, float64 expected"
     return None
+
+
+def _may_differ(actual: Array, expected: Array, oracle: Array | None) -> bool:
+    """Integers may have any width. In a float64 run what is named float32 is no choice of the port's: it is void there,
+    and what stays narrow is a framework's own doing."""
+    if actual.dtype.kind in "iu" and expected.dtype.kind in "iu":
+        return True
+    return oracle is None and type_name(actual) in FLOATS and type_name(expected) in FLOATS
 
 
 def _finiteness(actual: Array, expected: Array, oracle: Array | None) -> str | None:
@@ -158,7 +190,7 @@ def _compare_exact(actual: Array, expected: Array) -> Comparison:
         passed=not failing,
         reason=reason,
         shape=actual.shape,
-        dtype=str(actual.dtype),
+        dtype=type_name(actual),
         elements=int(actual.size),
         failing=failing,
         worst_index=index,
@@ -168,34 +200,38 @@ def _compare_exact(actual: Array, expected: Array) -> Comparison:
 
 
 def _compare_values(
-    actual: Array, expected: Array, oracle: Array, budget: Budget, scales: Scales, brief: bool
+    actual: Array, expected: Array, given: Array | None, budget: Budget, scales: Scales, brief: bool
 ) -> Comparison:
-    precision = str(actual.dtype)
+    types = [type_name(array) for array in (actual, expected, *([] if given is None else [given]))]
+    narrow = max((name for name in types if name in SPACING), key=SPACING.__getitem__, default="float64")
+    limits = budget.for_type(narrow)
+    precision = "float64" if given is None and narrow == "float64" else "float32"
+    oracle = expected if given is None else given
     finite = np.isfinite(oracle)
     whole = bool(finite.all())
     error = _abs_error(actual, oracle, None if whole else finite)
     max_error = float(error.max())
     scale = scales.given if scales.given is not None else _peak(oracle if whole else oracle[finite]) or scales.zero
-    single = precision != "float64"
+    single = given is not None
     reference_error = float(_abs_error(expected, oracle, None if whole else finite).max()) if single else None
     unit = max(reference_error or 0.0, scales.yardstick * scale)
-    allowed = budget.allowed(precision, unit, scale)
+    allowed = limits.allowed(precision, unit, scale)
     failing = int(np.count_nonzero(error > allowed)) if max_error > allowed else 0
     worst = _worst(error)
     # A reference this far off would let zeros pass, or the other sign: such a row proves nothing about the candidate.
     blind = failing == 0 and reference_error is not None and reference_error > 0.0 and allowed >= scale
-    reason = _reason(precision, failing, actual.size, max_error, allowed, unit, reference_error, scale, budget, worst)
+    reason = _reason(precision, failing, actual.size, max_error, allowed, unit, reference_error, scale, limits, worst)
     if blind:
         reason = f"the reference errs by {reference_error:.3g} where the oracle's scale is {scale:.3g}"
-        most = _most(error, _abs_error(expected, oracle, None if whole else finite), np.abs(oracle), budget, scale)
+        most = _most(error, _abs_error(expected, oracle, None if whole else finite), np.abs(oracle), limits, scale)
         blind = most is None
         reason = f"proves nothing: {reason}" if most is None else f"{most[1]}; {reason}"
         failing = 0 if most is None or most[0] else int(actual.size)
     return Comparison(
         passed=failing == 0 and not blind,
-        reason=reason,
+        reason=f"{reason}{_stayed_narrow(types, given)}",
         shape=actual.shape,
-        dtype=precision,
+        dtype=types[0],
         elements=int(actual.size),
         failing=failing,
         scale=scale,
@@ -204,7 +240,7 @@ def _compare_values(
         p99_abs_error=None if brief else _percentile(error, 99),
         rmse=None if brief else _rms(error, max_error),
         cosine=_cosine(actual, oracle, max_error == 0.0) if whole and not brief else None,
-        max_ulp=None if brief else _max_ulp(actual, expected),
+        max_ulp=None if brief or types[0] != types[1] else _max_ulp(actual, expected),
         difference=float(_abs_error(actual, expected, None if whole else finite).max()) if single else max_error,
         reference_error=reference_error,
         ratio=_ratio(max_error, reference_error),
@@ -213,6 +249,15 @@ def _compare_values(
         worst_actual=float(actual[worst]),
         worst_expected=float(oracle[worst]),
     )
+
+
+def _stayed_narrow(types: list[str], oracle: Array | None) -> str:
+    """What to say of arrays that a float64 run gave in another type."""
+    if oracle is not None:
+        return "" if types[2] == "float64" else f"; the reference's float64 run gave {types[2]}"
+    if types[0] == types[1]:
+        return "" if types[0] == "float64" else f"; stayed {types[0]} in the float64 run, on both sides"
+    return f"; in the float64 run the candidate gave {types[0]}, the reference {types[1]}"
 
 
 def _most(
@@ -326,6 +371,8 @@ def _max_ulp(actual: Array, expected: Array) -> float:
     """Largest distance in units in the last place: representable numbers from one to the other."""
     if np.array_equal(actual, expected):
         return 0.0
+    if type_name(actual) == "bfloat16":
+        actual, expected = (to_bits(array).view(np.float16) for array in (actual, expected))  # ordered alike
     first, second = _ordered(actual), _ordered(expected)
     return float(np.subtract(np.maximum(first, second), np.minimum(first, second)).max())
 
@@ -339,5 +386,12 @@ def _ordered(array: Array) -> Array:
 
 
 def same_values(actual: Array, expected: Array) -> bool:
-    """Whether dtype, shape and every bit are equal."""
-    return actual.dtype == expected.dtype and actual.shape == expected.shape and actual.tobytes() == expected.tobytes()
+    """Whether shape, type and every bit are equal; integers of any width by value, and (1,) is ().
+
+    That is what no port can help, as in ``compare_arrays``.
+    """
+    if actual.shape != expected.shape and {actual.shape, expected.shape} != {(), (1,)}:
+        return False
+    if actual.dtype.kind in "iu" and expected.dtype.kind in "iu":
+        return bool((actual == expected).all())
+    return type_name(actual) == type_name(expected) and actual.tobytes() == expected.tobytes()

@@ -20,8 +20,8 @@ class Row:
     """One named array in one precision.
 
     ``accumulated``: the whole network ran. ``isolated``: this module alone, fed with the reference's recorded inputs
-    (None for arrays that no module call makes: inputs, parameters, buffers). ``verdict`` is "pass", "fail" or
-    "excused"; ``reason`` says why in words.
+    (None for arrays that no module call makes: inputs, parameters, buffers). ``verdict`` is "pass", "fail",
+    "excused" or "known"; ``reason`` says why in words.
     """
 
     name: str  # phase/module.path#call/slot
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first module to blame: the deepest one, first in execution order, whose isolated error is over budget."""
+    """The module to blame: the deepest one whose isolated error is over budget, see ``judge.localise``."""
 
     name: str
     module: str
@@ -47,6 +47,29 @@ class Divergence:
     precision: str
     reason: str
     repro: str | None = None  # folder with inputs, weights, both outputs and repro.py
+    reference_line: str | None = None  # model.py:83  F.gelu(x, approximate="tanh")
+    candidate_line: str | None = None
+    arguments: tuple[str, ...] = ()  # the constructors of both, where one of them is a stock layer
+    differences: tuple[str, ...] = ()  # in words: "eps: 1e-05 | 0.001", the reference's on the left
+
+    @property
+    def details(self) -> list[tuple[str, str]]:
+        """What is known beyond the module: a label, and what stands there."""
+        words = ("reference's line", self.reference_line), ("candidate's line", self.candidate_line)
+        found = [(label, line) for label, line in words if line is not None]
+        if self.arguments:
+            found.append(("arguments", " | ".join(self.arguments)))
+        return found + [("differs", text) for text in self.differences]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A layer or function of Jittor's own that differs from PyTorch's, as this very run has shown."""
+
+    operator: str  # jittor.nn.BatchNorm
+    places: tuple[str, ...]  # module paths, or file and line of the calls
+    size: float  # the largest difference, in units of the scale
+    precision: str  # in which it was found
 
 
 @dataclass(frozen=True)
@@ -85,16 +108,23 @@ class Report:
     details: tuple[Detail, ...] = ()
     checks: dict[str, str] = field(default_factory=dict)  # other facts that were proven, and failures: "FAIL: ..."
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of a training run: name -> a value per step
+    known: tuple[Known, ...] = ()  # Jittor's own operators behind the rows that are known
+    strict: bool = False  # whether these count as faults
 
     @property
     def failures(self) -> list[Row]:
         return [row for row in self.rows if row.verdict == "fail"]
 
     @property
+    def compared(self) -> bool:
+        """Whether anything was; arrays that are empty on both sides are equal and no evidence."""
+        return any(c is not None and (c.elements or not c.passed) for c in (row.accumulated for row in self.rows))
+
+    @property
     def problems(self) -> list[str]:
         """Every reason, in words, why this report is not aligned; empty if it is."""
         found = []
-        if not any(row.accumulated is not None for row in self.rows):
+        if not self.compared:
             found.append("nothing was compared")
         if self.first_divergence is not None:
             where = self.first_divergence
@@ -102,6 +132,8 @@ class Report:
             found.append(f"first divergence at {where.name}{f' ({known})' if known else ''}: {where.reason}")
         if self.failures:
             found.append(f"{len(self.failures)} of {len(self.rows)} rows fail")
+        if self.strict:
+            found += [f"Jittor's own {known.operator} differs (strict)" for known in self.known]
         found += [f"missing in the candidate: {name}" for name in self.coverage.missing]
         found += [f"unexpected in the candidate: {name}" for name in self.coverage.unexpected]
         found += [f"{name}: {fact}" for name, fact in self.checks.items() if fact.startswith("FAIL")]
@@ -117,8 +149,10 @@ class Report:
         problems = self.problems
         if problems:
             shown = problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else [])
+            blamed = self.first_divergence
+            known = [] if blamed is None else [f"  {label}: {text}" for label, text in blamed.details]
             worst = [f"  {row.name} [{row.precision}]: {row.reason}" for row in self.failures[:5]]
-            raise AssertionError("\n".join([f"{self.title}: not aligned", *shown, *worst]))
+            raise AssertionError("\n".join([f"{self.title}: not aligned", shown[0], *known, *shown[1:], *worst]))
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(replace(self, rows=()))

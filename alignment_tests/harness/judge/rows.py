@@ -12,11 +12,13 @@ import numpy as np
 from alignment_tests.harness.judge.budget import Budget
 from alignment_tests.harness.judge.compare import Comparison, compare_arrays
 from alignment_tests.harness.judge.report import Coverage, Detail, Row
+from alignment_tests.harness.judge.unmatched import STATE, Unmatched, ties_fact
 from alignment_tests.harness.record.adapter import Array
-from alignment_tests.harness.record.trace import Trace
+from alignment_tests.harness.record.layout import SAME, Layout, Translated
+from alignment_tests.harness.record.nested import paired_slots
+from alignment_tests.harness.record.trace import Call, Trace
 
 EXCUSED = {"buffer/*num_batches_tracked": "Jittor keeps no count of batches; nothing computes with it"}
-STATE = ("parameter", "buffer")
 PRECISIONS = ("float64", "float32")  # the order of a name's rows
 DETAILS_KEPT = 6
 MAP_SIZE = 64  # rows and columns of an error map, at most
@@ -28,7 +30,7 @@ class Judge:
     Args:
         reference: traces of the reference by precision; "float64" is the oracle and must be there.
         excused: pattern (fnmatch, on whole names) -> reason, beside the built-in ones.
-        renamed: candidate's module path -> reference's, for modules whose names differ.
+        layout: how the candidate's names and shapes become the reference's.
     """
 
     def __init__(
@@ -36,33 +38,49 @@ class Judge:
         reference: Mapping[str, Trace],
         budget: Budget,
         excused: Mapping[str, str] | None = None,
-        renamed: Mapping[str, str] | None = None,
+        layout: Layout = SAME,
     ) -> None:
         self.reference, self.budget = reference, budget
         self.oracle = reference["float64"]
-        self.excuses = {**EXCUSED, **(excused or {})}
-        self.renamed = dict(renamed or {})
+        self.excuses = {**EXCUSED, **layout.excused, **(excused or {})}
+        self.layout = layout
         self.accumulated: dict[tuple[str, str], Comparison] = {}
         self.isolated: dict[tuple[str, str], Comparison] = {}
         self.unexpected: dict[str, None] = {}
+        self.candidate: dict[str, str] = {}  # its names -> the first name of the same array
+        self.in_place: dict[str, str] = {}  # call -> why it is judged where it stands only
+        self.raised: dict[str, str] = {}  # precision -> where and how the candidate raised
+        self.corrected: set[tuple[str, str]] = set()  # what passes with corrected operators, see judge.known
+        self.differences: dict[tuple[str, str, str], float] = {}  # operator, place, precision -> size
+        self.calls: dict[str, Call] = {}  # the candidate's of the present run, by the reference's names
+        self._recorded: dict[str, Call] = {}  # the reference's
         self._bare = {name.split("/", 1)[1]: name for name in self.oracle if name.split("/", 1)[0] in STATE}
         self._scale = dict.fromkeys(PRECISIONS, 0.0)
         self._details: list[tuple[float, str, Detail]] = []
 
-    def sink(self, precision: str) -> CandidateSink:
+    def sink(self, precision: str) -> Translated:
         """Where a recorded run of the candidate in this precision goes."""
-        return CandidateSink(self, precision)
+        return Translated(CandidateSink(self, precision), self.layout)
 
-    def reference_name(self, name: str) -> str:
-        """The reference's name of a candidate's array."""
+    def in_phase(self, name: str) -> str:
+        """An array of the state in the phase that it has in the reference, which alone tells a frozen parameter from a
+        buffer; an output under the slot that stands in the same place of the reference's containers."""
         phase, rest = name.split("/", 1)
-        if "#" in rest:
-            path, call = rest.split("#", 1)
-            return f"{phase}/{self.renamed.get(path, path)}#{call}"
-        path, dot, attribute = rest.rpartition(".")
-        rest = f"{self.renamed.get(path, path)}{dot}{attribute}"
-        # Only the reference tells a frozen parameter from a buffer.
-        return self._bare.get(rest, f"{phase}/{rest}") if phase in STATE else f"{phase}/{rest}"
+        if phase in STATE:
+            return self._bare.get(rest, name)
+        if name in self.oracle or "#" not in rest:
+            return name
+        call, _, slot = rest.rpartition("/")
+        if not self._recorded:
+            self._recorded = {call.name: call for call in self.oracle.calls}
+        if call not in self._recorded or call not in self.calls:
+            return name
+        slots = paired_slots(self.calls[call].output, self._recorded[call].output)
+        return f"{phase}/{call}/{slots.get(slot, slot)}"
+
+    def take_call(self, call: Call) -> None:
+        """A call as the candidate makes it; it comes before its outputs."""
+        self.calls[f"{self.layout.module(call.module)}#{call.number}"] = call
 
     def take_accumulated(self, precision: str, name: str, array: Array) -> None:
         reference = self.reference[precision]
@@ -83,7 +101,7 @@ class Judge:
 
     def _claim(self, precision: str, name: str) -> None:
         if (name, precision) in self.accumulated:
-            raise ValueError(f"two arrays of the candidate are compared with {name} ({precision}); see `renamed`")
+            raise ValueError(f"two arrays of the candidate are compared with {name} ({precision}); see `port_map`")
 
     def take_isolated(self, precision: str, name: str, array: Array, oracle: Array) -> None:
         """``oracle``: this module in float64, fed with the same recorded inputs."""
@@ -92,6 +110,34 @@ class Judge:
 
     def fail_isolated(self, precision: str, name: str, reason: str) -> None:
         self.isolated[name, precision] = Comparison(False, reason, (), "", 0)
+
+    def judge_in_place(self, call: str, reason: str) -> None:
+        """Forget what the call did alone: alone it is no function of its arguments."""
+        self.in_place[call] = reason
+        for name, precision in list(self.isolated):
+            if name.startswith(f"activation/{call}/"):
+                del self.isolated[name, precision]
+
+    def take_raised(self, precision: str, path: str, number: int, reason: str) -> None:
+        """The candidate raised in this call, and the run ended there."""
+        self.raised[precision] = reason
+        name = f"activation/{self.layout.module(path)}#{number}/0"
+        if name in self.oracle and (name, precision) not in self.accumulated:
+            self.accumulated[name, precision] = Comparison(False, reason, (), "", 0)
+
+    def facts(self, *, train: bool, trained: Mapping[str, bool]) -> dict[str, str]:
+        """What is to be told beside the rows. ``trained``: which parameters the reference trains; others: all."""
+        names = {
+            name: first for name, first in self.oracle.entries.items() if trained.get(name.partition("/")[2], True)
+        }
+        ties = ties_fact(names, self.candidate, train=train)
+        return {} if ties is None else {"tied weights": ties}
+
+    def unmatched(self, precisions: tuple[str, ...]) -> Unmatched:
+        """What one side has alone; of a run that the candidate ended by raising, the rest counts as compared."""
+        whole = [precision for precision in precisions if precision not in self.raised]
+        compared = {name for name in self.oracle if all((name, precision) in self.accumulated for precision in whole)}
+        return Unmatched(self.oracle.entries, self.candidate, compared)
 
     def _compare(
         self, precision: str, array: Array, expected: Array, oracle: Array, *, brief: bool = False
@@ -128,21 +174,26 @@ class Judge:
         kinds = {f"{call.module}#{call.number}": call.kind for call in self.oracle.calls}
         names = [name for name in self.oracle if not name.startswith("input/")]
         order = [(i, name, p) for i, name in enumerate(names) for p in PRECISIONS if p in precisions]
+        unmatched = self.unmatched(precisions)
         return tuple(
-            self._row(index, name, precision, kinds)
+            self._row(index, name, precision, kinds, unmatched)
             for index, name, precision in order
-            if (name, precision) in self.accumulated
+            if (name, precision) in self.accumulated or (name, precision) in self.isolated
         )
 
-    def _row(self, index: int, name: str, precision: str, kinds: Mapping[str, str]) -> Row:
-        accumulated, isolated = self.accumulated[name, precision], self.isolated.get((name, precision))
+    def _row(self, index: int, name: str, precision: str, kinds: Mapping[str, str], unmatched: Unmatched) -> Row:
+        accumulated, isolated = (kept.get((name, precision)) for kept in (self.accumulated, self.isolated))
         phase, rest = name.split("/", 1)
         call = rest.rsplit("/", 1)[0]
         module = call.rsplit("#", 1)[0] if phase == "activation" else rest.rpartition(".")[0]
         failed = [c for c in (isolated, accumulated) if c is not None and not c.passed]
         label = "isolated: " if failed and failed[0] is isolated else ""
-        reason = f"{label}{failed[0].reason}" if failed else accumulated.reason
+        shown = failed[0] if failed else accumulated or isolated
+        assert shown is not None
+        reason = f"{label}{shown.reason}"
         excuse = self.excuse(name) if failed else None
+        if failed == [accumulated] and excuse is None:
+            excuse = unmatched.miscounted(name)
         return Row(
             name=name,
             index=index,
@@ -160,19 +211,21 @@ class Judge:
         compared: dict[str, int] = {}
         excused: dict[str, str] = {}
         missing, unexpected = [], []
+        unmatched = self.unmatched(precisions)
+        whole = [precision for precision in precisions if precision not in self.raised]
         for name in self.oracle:
             phase = name.split("/", 1)[0]
             if phase == "input":
                 continue
-            reason = self.excuse(name)
+            reason = self.excuse(name) or unmatched.excuse(name)
             if all((name, precision) in self.accumulated for precision in precisions):
                 compared[phase] = compared.get(phase, 0) + 1
             elif reason is not None:
                 excused[name] = reason
-            else:
-                missing.append(name)
+            elif any((name, precision) not in self.accumulated for precision in whole):
+                missing.append(name)  # else it lies behind the place where a run ended
         for name in self.unexpected:
-            reason = self.excuse(name)
+            reason = self.excuse(name) or unmatched.excuse(name)
             if reason is None:
                 unexpected.append(name)
             else:
@@ -181,18 +234,21 @@ class Judge:
 
 
 class CandidateSink:
-    """The judge, as a sink for one precision."""
+    """The judge, as a sink for one precision, of arrays under the reference's names."""
 
     def __init__(self, judge: Judge, precision: str) -> None:
         self.judge, self.precision = judge, precision
 
     def put(self, name: str, array: Array) -> None:
-        self.judge.take_accumulated(self.precision, self.judge.reference_name(name), array)
+        name = self.judge.in_phase(name)
+        self.judge.candidate.setdefault(name, name)
+        self.judge.take_accumulated(self.precision, name, array)
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
         """The same tensor again: where it is the same on the reference's side too, so is the comparison."""
         judge = self.judge
-        new, old = judge.reference_name(name), judge.reference_name(existing)
+        new, old = judge.in_phase(name), judge.in_phase(existing)
+        judge.candidate.setdefault(new, judge.candidate.get(old, old))
         traces = (judge.reference[self.precision], judge.oracle)
         known = judge.accumulated.get((old, self.precision))
         if known is not None and all(new in trace and trace.same(new, old) for trace in traces):

@@ -20,14 +20,18 @@ class Adapter(Protocol):
     name: str
 
     def modules(self, model: Any) -> list[tuple[str, Any]]:
-        """(path, module) of every module, the root first under ""."""
+        """(path, module) of every module, the root first under ""; each once, see ``record.naming``."""
+
+    def variables(self, model: Any) -> dict[str, Any]:
+        """Every name of a parameter or buffer, and its tensor; a tied one comes under each of its names."""
 
     def is_tensor(self, value: Any) -> bool: ...
 
     def to_numpy(self, tensor: Any) -> Array:
-        """The values, shape and dtype as they are; may share memory with the tensor."""
+        """The values, shape and dtype as they are, see ``bfloat16`` for what numpy has not; may share memory."""
 
-    def from_numpy(self, array: Array) -> Any: ...
+    def from_numpy(self, array: Array) -> Any:
+        """A tensor as the framework's users make it of the array: Jittor makes int32 of int64. float64 stays."""
 
     def compute(self, tensors: Sequence[Any]) -> None:
         """Compute lazy tensors now, planned as a whole, as a training step does before it reads any. One after the
@@ -41,7 +45,8 @@ class Adapter(Protocol):
 
     def alive(self, kept: Any) -> bool: ...
 
-    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> AbstractContextManager[None]: ...
+    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> AbstractContextManager[None]:
+        """Show every call of the modules, see ``record.calls``; the results are the same, bit for bit."""
 
     def settled(self, model: Any) -> AbstractContextManager[None]:
         """Compute every module's output before the next module runs (a lazy framework would fuse across modules).
@@ -53,13 +58,23 @@ class Adapter(Protocol):
         """Compile the kernels that ``run`` will need, where that is better done ahead; computes nothing of use."""
 
     def running(self, model: Any, *, train: bool) -> AbstractContextManager[None]:
-        """No gradients, the given mode in every module, a fixed random seed; modes, buffers and seed restored."""
+        """No gradients, the given mode in every module, fixed random seeds (Python's and numpy's too).
+
+        Afterwards modes, seeds, attributes and values of tensors are as they were, see ``record.untouched``. Jittor
+        cannot tell where its random numbers stand: they begin anew from the seed that was set.
+        """
 
     def in_precision(self, model: Any, precision: str) -> AbstractContextManager[Any]:
-        """The model in float32 (as it is) or float64 (exact casts of its values)."""
+        """The model in float32 (as it is) or float64: exact casts of its values, its calls made in ``arithmetic``."""
+
+    def arithmetic(self, precision: str) -> AbstractContextManager[None]:
+        """What code beside the model, such as a loss, runs in: in float64, whatever narrower type it names is void."""
 
     def trainable(self, tensor: Any) -> bool:
         """Whether gradients flow to the tensor."""
+
+    def trained(self, model: Any) -> dict[str, bool]:
+        """Name -> whether training changes it, of everything in ``state``; whatever mode the model is in now."""
 
     def variable(self, array: Array) -> Any:
         """As ``from_numpy``, with gradients where the array is floating."""
@@ -83,20 +98,9 @@ class Adapter(Protocol):
         """
 
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
-        """Name -> (phase, values) of every parameter and buffer; phase is "parameter" or "buffer"."""
+        """Every name of ``variables`` -> (phase, values); phase is "parameter" or "buffer"."""
 
     def write(self, model: Any, arrays: Mapping[str, Array]) -> None:
         """Set parameters and buffers by name; what was trainable stays so. Shapes and dtypes must be equal."""
 
     def describe(self) -> dict[str, Any]: ...
-
-
-def float_inputs(inputs: Any, precision: str) -> Any:
-    """The nest of numpy inputs with floating arrays cast to ``precision``; integers stay."""
-    if isinstance(inputs, dict):
-        return {key: float_inputs(item, precision) for key, item in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return type(inputs)(float_inputs(item, precision) for item in inputs)
-    return (
-        inputs.astype(precision) if getattr(inputs, "dtype", None) is not None and inputs.dtype.kind == "f" else inputs
-    )

@@ -10,30 +10,33 @@ import jittor as jt
 import numpy as np
 
 from alignment_tests.harness.record.adapter import After, Array, Before, Scope
+from alignment_tests.harness.record.bfloat16 import marked, type_name
+from alignment_tests.harness.record.calls import watching
+from alignment_tests.harness.record.forms import fill, form_of
+from alignment_tests.harness.record.modules_jittor_adapter import every_module, modules, running, variables
+from alignment_tests.harness.record.naming import first_names
 from alignment_tests.harness.record.nested import flatten, is_plain, unflatten
-
-CASTS_TO_FLOAT32 = ("float", "float32", "float_auto")
+from alignment_tests.harness.record.wide_jittor_adapter import wide, wide_for, widened_model
 
 
 class JittorAdapter:
     name = "jittor"
 
     def modules(self, model: Any) -> list[tuple[str, Any]]:
-        """Jittor lists a module once per name; as in PyTorch, the first name counts."""
-        first: dict[int, tuple[str, Any]] = {}
-        for path, module in model.named_modules():
-            first.setdefault(id(module), (path, module))
-        return list(first.values())
+        return modules(model)
+
+    def variables(self, model: Any) -> dict[str, Any]:
+        return variables(model)
 
     def is_tensor(self, value: Any) -> bool:
         return isinstance(value, jt.Var)
 
     def to_numpy(self, tensor: Any) -> Array:
         if not jt.flags.auto_mixed_precision_level:
-            return tensor.numpy()
+            return _as_array(tensor)
         # What is computed now got its dtypes when it was called; kernels that are chosen under AMP would have others.
         with jt.flag_scope(auto_mixed_precision_level=0):
-            return tensor.numpy()
+            return _as_array(tensor)
 
     def compute(self, tensors: Sequence[Any]) -> None:
         if not jt.flags.auto_mixed_precision_level:
@@ -43,9 +46,10 @@ class JittorAdapter:
             jt.sync(list(tensors))
 
     def from_numpy(self, array: Array) -> Any:
-        wide = array.dtype in (np.float64, np.int64)  # jt.array would make them 32 bits wide
-        array = np.ascontiguousarray(array)
-        return jt.array64(array) if wide else jt.array(array)
+        """As ``jt.array`` makes it in anybody's program, integers of 64 bits with 32; but float64 stays what it is."""
+        if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+            return jt.array(np.ascontiguousarray(array))
+        return _exact(array)
 
     def key(self, tensor: Any) -> tuple[Any, ...]:
         return (tensor.id,)  # changes with every assignment, in place too, and is never given twice
@@ -56,18 +60,9 @@ class JittorAdapter:
     def alive(self, kept: Any) -> bool:
         return True
 
-    @contextmanager
-    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> Iterator[None]:
-        """Jittor keeps one hook of a kind per module and removing it takes the user's away: wrap ``execute``."""
-        for path, module in modules:
-            module.__dict__["execute"] = _observed(path, module, module.execute, before, after)
-        try:
-            yield
-        finally:
-            for _, module in modules:
-                original = module.__dict__.pop("execute").original
-                if original is not None:
-                    module.__dict__["execute"] = original
+    def hooks(self, modules: list[tuple[str, Any]], before: Before, after: After) -> AbstractContextManager[None]:
+        """Jittor keeps one hook of a kind per module, and removing it takes the user's away."""
+        return watching(modules, before, after, base=jt.Module, entries=("execute",))
 
     def settled(self, model: Any) -> AbstractContextManager[None]:
         def settle(path: str, module: Any, output: Any) -> None:
@@ -93,8 +88,7 @@ class JittorAdapter:
         def cut(path: str, module: Any, output: Any) -> Any:
             leaves, structure = flatten(output, self.is_tensor)
             aside.extend(leaves.values())
-            blanks = {slot: np.zeros(tuple(leaf.shape), str(leaf.dtype)) for slot, leaf in leaves.items()}
-            return unflatten(structure, lambda slot: self.from_numpy(blanks[slot])) if is_plain(structure) else None
+            return unflatten(structure, lambda slot: _blank(leaves[slot])) if is_plain(structure) else None
 
         with self.hooks(self.modules(model), _nothing, cut):
             run()
@@ -102,70 +96,39 @@ class JittorAdapter:
             jt.sync(aside)
             jt.sync_all()
 
-    @contextmanager
-    def running(self, model: Any, *, train: bool) -> Iterator[None]:
-        modules = [module for _, module in self.modules(model)]
-        modes = [(module, module.__dict__.get("is_train")) for module in modules]
-        # A model may also put another variable in the place of a buffer.
-        held = [(m, name, var) for m in modules for name, var in m.__dict__.items() if isinstance(var, jt.Var)]
-        # In eval mode too: a norm that does not know its mode moves its statistics there.
-        values = [(var, var.numpy()) for _, _, var in held if var.is_stop_grad()]
-        seed = jt.get_seed()
-        for module in modules:
-            module.is_train = train  # eval() would also stop the gradients of every parameter
-        jt.set_seed(0)
-        try:
-            with jt.no_grad():
-                yield
-        finally:
-            for module, mode in modes:
-                if mode is None:
-                    module.__dict__.pop("is_train", None)
-                else:
-                    module.is_train = mode
-            for module, name, var in held:
-                module.__dict__[name] = var
-            for var, value in values:
-                var.update(self.from_numpy(value).stop_grad())
-            jt.set_seed(seed)
+    def running(self, model: Any, *, train: bool) -> AbstractContextManager[None]:
+        return running(model, train=train)
 
     @contextmanager
     def in_precision(self, model: Any, precision: str) -> Iterator[Any]:
-        """float64 swaps every variable of the model for its exact cast and swaps it back: no copy is reliable.
-
-        Casts to float32 that the model's own code makes (Jittor's resnets do before their last layer) are void
-        meanwhile, else no formula behind them could be judged.
-        """
+        """float64 swaps what the modules hold for exact casts and swaps it back: no copy is reliable."""
         if precision == "float32":
             yield model
             return
-        casts = {name: getattr(jt.Var, name) for name in CASTS_TO_FLOAT32}
-        for name, cast in casts.items():
-            setattr(jt.Var, name, _keeping_float64(cast))
-        swapped = []
-        for _, module in self.modules(model):
-            for name, var in list(module.__dict__.items()):
-                if isinstance(var, jt.Var) and str(var.dtype) == "float32":
-                    swapped.append((module, name, var))
-                    wide = jt.array64(var.numpy().astype(np.float64))
-                    module.__dict__[name] = wide.stop_grad() if var.is_stop_grad() else wide
-        try:
-            yield model
-        finally:
-            for module, name, var in swapped:
-                module.__dict__[name] = var
-            for name, cast in casts.items():
-                setattr(jt.Var, name, cast)
+        with widened_model(model, [module for _, module in every_module(model)]) as made:
+            yield made
+
+    def arithmetic(self, precision: str) -> AbstractContextManager[None]:
+        return wide() if precision == "float64" else nullcontext()
 
     def trainable(self, tensor: Any) -> bool:
-        return not tensor.is_stop_grad() and str(tensor.dtype).startswith("float")
+        return not tensor.is_stop_grad() and tensor.dtype.is_float()
+
+    def trained(self, model: Any) -> dict[str, bool]:
+        """``eval()`` freezes every parameter and notes which ones ``train()`` thaws again."""
+        thawed = vars(model).get("backup_grad_state", {})
+        return {
+            name: var.dtype.is_float() and (self.trainable(var) or bool(thawed.get(id(var))))
+            for name, var in self.variables(model).items()
+        }
 
     def variable(self, array: Array) -> Any:
         made = self.from_numpy(array)
         return made.start_grad() if array.dtype.kind == "f" else made
 
     def gradients(self, total: Any, tensors: list[Any]) -> list[Array]:
-        found = jt.grad(_with_one_consumer(total), tensors)
+        with wide_for(total):
+            found = jt.grad(_with_one_consumer(total), tensors)
         self.compute(found)
         return [gradient.numpy() for gradient in found]
 
@@ -174,40 +137,36 @@ class JittorAdapter:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         leaves, structure = flatten(arguments, self.is_tensor)
         wanted = {slot: leaf.start_grad() for slot, leaf in leaves.items() if str(leaf.dtype).startswith("float")}
-        made = unflatten(structure, leaves.__getitem__)
+        made = fill(form_of(arguments, self.is_tensor), structure, leaves.__getitem__)
         with scope():
             outputs, _ = flatten(module(*made["args"], **made["kwargs"]), self.is_tensor)
-        parameters = {
-            f"{path}.{name}" if path else name: var
-            for path, owner in self.modules(module)
-            for name, var in owner.__dict__.items()
-            if isinstance(var, jt.Var) and not name.startswith("_") and self.trainable(var)
-        }
+        held = self.variables(module)
+        parameters = {n: held[n] for n, first in first_names(held).items() if n == first and self.trainable(held[n])}
         total = _Upstream([self.from_numpy(array) for array in upstream.values()])(*(outputs[s] for s in upstream))
-        gradients = jt.grad(total, [*wanted.values(), *parameters.values()])
+        with wide_for(outputs[next(iter(upstream))]):
+            gradients = jt.grad(total, [*wanted.values(), *parameters.values()])
         self.compute(gradients)
         found, split = [gradient.numpy() for gradient in gradients], len(wanted)
         return dict(zip(wanted, found[:split], strict=True)), dict(zip(parameters, found[split:], strict=True))
 
     def state(self, model: Any) -> dict[str, tuple[str, Array]]:
-        found = {}
-        for path, module in self.modules(model):
-            for name, var in module.__dict__.items():
-                if isinstance(var, jt.Var) and not name.startswith("_"):
-                    # a buffer is a variable without gradient; PyTorch's side decides what a name really is
-                    phase = "buffer" if var.is_stop_grad() else "parameter"
-                    found[f"{path}.{name}" if path else name] = (phase, var.numpy())
-        return found
+        """A buffer is a variable without gradient; PyTorch's side decides what a name really is."""
+        return {
+            name: ("buffer" if var.is_stop_grad() else "parameter", self.to_numpy(var))
+            for name, var in self.variables(model).items()
+        }
 
     def write(self, model: Any, arrays: Mapping[str, Array]) -> None:
         """Jittor gives a variable the flag of what is assigned, and freezes what is made without gradients."""
-        owners = dict(self.modules(model))
+        held = self.variables(model)
         with jt.flag_scope(auto_convert_64_to_32=0, no_grad=0, amp_reg=0):
             for name, array in arrays.items():
-                path, _, leaf = name.rpartition(".")
-                var = owners[path].__dict__[leaf]
+                var = held[name]
                 frozen = var.is_stop_grad()
-                var.assign(np.array(array, order="C"))
+                # It assigns the type too, and integers are narrower here.
+                wanted = str(var.dtype) if array.dtype.kind in "iu" else array.dtype
+                copy = np.array(array, wanted, order="C")
+                var.assign(_exact(copy) if type_name(array) == "bfloat16" else copy)
                 if frozen:
                     var.stop_grad()
 
@@ -225,15 +184,21 @@ class JittorAdapter:
         }
 
 
-def _observed(path: str, module: Any, execute: Any, before: Before, after: After) -> Any:
-    def observed(*args: Any, **kwargs: Any) -> Any:
-        before(path, module, args, kwargs)
-        output = execute(*args, **kwargs)
-        other = after(path, module, output)
-        return output if other is None else other
+def _as_array(var: Any) -> Array:
+    array: Array = var.numpy()
+    return marked(array) if var.dtype == "bfloat16" else array  # Jittor gives it as float32
 
-    observed.original = module.__dict__.get("execute")  # type: ignore[attr-defined]
-    return observed
+
+def _exact(array: Array) -> Any:
+    """A variable of the very type of the array."""
+    made = jt.array64(np.ascontiguousarray(array))
+    return made.bfloat16() if type_name(array) == "bfloat16" else made
+
+
+def _blank(var: Any) -> Any:
+    narrow = var.dtype == "bfloat16"
+    zeros = np.zeros(tuple(var.shape), "float32" if narrow else str(var.dtype))
+    return _exact(marked(zeros) if narrow else zeros)
 
 
 def _nothing(path: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -258,10 +223,6 @@ def _with_one_consumer(total: Any) -> Any:
     looks up without the dtype, so that float64 after float32 may come out scaled; fused into one reader it has none."""
     pair = np.array([1.0, 0.0], str(total.dtype))
     return (total.reshape(1) * (jt.array64(pair) if pair.dtype == np.float64 else jt.array(pair))).sum()
-
-
-def _keeping_float64(cast: Any) -> Any:
-    return lambda var: var if str(var.dtype) == "float64" else cast(var)
 
 
 def _optimisation(flags: str) -> str:

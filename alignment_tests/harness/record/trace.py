@@ -12,14 +12,15 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alignment_tests.harness.record.nested import Structure
+from alignment_tests.harness.record import bfloat16
+from alignment_tests.harness.record.nested import Structure, is_plain
 
 Array = npt.NDArray[Any]
 FORMAT = 1
@@ -44,10 +45,14 @@ SAFETENSORS_NAMES = {
     "int32": "I32",
     "int16": "I16",
     "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
     "uint8": "U8",
     "bool": "BOOL",
 }
-DTYPES = {short: name for name, short in SAFETENSORS_NAMES.items()}
+BF16 = "BF16"
+DTYPES = {short: name for name, short in SAFETENSORS_NAMES.items()} | {BF16: bfloat16.NAME}
 ARRAYS = "arrays.safetensors"
 # Bytes kept for the header of the array file: it is written last, when all names are known. Enough for 12,000 arrays.
 HEADER_ROOM = 1 << 21
@@ -55,7 +60,11 @@ HEADER_ROOM = 1 << 21
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one module, in the order in which calls returned."""
+    """One call of one module, in the order in which calls returned.
+
+    ``form`` and ``output_form`` are the nests of arguments and output as they were, with marks in place of tensors (see
+    ``forms``), where the structures do not say all. They are not written to disk.
+    """
 
     module: str  # path, "" for the root
     number: int
@@ -63,10 +72,21 @@ class Call:
     arguments: Structure  # of (args, kwargs)
     output: Structure
     written: tuple[str, ...] = ()  # slots of arguments that the call changed in place
+    form: Any = field(default=None, compare=False, repr=False)
+    output_form: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         return f"{self.module}#{self.number}"
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether its arguments can be made again, at least by the side that made them."""
+        return self.form is not None or is_plain(self.arguments)
+
+    def to_json(self) -> dict[str, Any]:
+        names = [f.name for f in fields(self) if f.name not in ("form", "output_form")]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -98,7 +118,13 @@ class Trace:
         kind, shape, offset = self._layout()[self.entries[name]]
         path = self.folder / ARRAYS
         # Read, not mapped: mapped pages count as memory of this process for as long as the trace is open.
-        return np.fromfile(path, dtype=kind, count=math.prod(shape), offset=offset).reshape(shape)
+        stored = "uint16" if kind == bfloat16.NAME else kind
+        array = np.fromfile(path, dtype=stored, count=math.prod(shape), offset=offset).reshape(shape)
+        return bfloat16.from_bits(array) if kind == bfloat16.NAME else array
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an array, which is not read for it."""
+        return self._layout()[self.entries[name]][1]
 
     def _layout(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
         """dtype, shape and place in the file of every stored array."""
@@ -204,10 +230,11 @@ class TraceWriter:
             NoRoomError: the disk is full.
         """
         self._claim(name)
-        kind = SAFETENSORS_NAMES.get(str(array.dtype))
+        narrow = bfloat16.type_name(array) == bfloat16.NAME
+        kind = BF16 if narrow else SAFETENSORS_NAMES.get(str(array.dtype))
         if kind is None:
             raise ValueError(f"`array` of {name} must be one of {sorted(SAFETENSORS_NAMES)}. Received: {array.dtype}")
-        data = np.ascontiguousarray(array)
+        data = bfloat16.to_bits(array) if narrow else np.ascontiguousarray(array)
         with disk_errors(self.folder):
             self._file.write(data.reshape(-1).view(np.uint8).data)
         end = self._offset + data.nbytes
@@ -237,7 +264,7 @@ class TraceWriter:
             "format": FORMAT,
             "meta": self.trace.meta,
             "entries": self.trace.entries,
-            "calls": [asdict(call) for call in self.trace.calls],
+            "calls": [call.to_json() for call in self.trace.calls],
         }
         text = json.dumps(manifest, ensure_ascii=False)  # first: if this fails, an older trace stays whole
         header = json.dumps(self._header, separators=(",", ":")).encode()

@@ -59,6 +59,9 @@ def report_page(report: Report, baseline: dict[str, Any] | None = None, *, lang:
         gradients=figures.gradients(report),
         training=figures.is_training(report),
         excuses=figures.excuses(report),
+        good=figures.state(report) in figures.GOOD,
+        known=figures.known_lines(report),
+        table=figures.TABLE,
         drift=drifted,
         worse=f"{figures.WORSE:g}",
         data=safe_json(_data(report, strings, drifted, plots)),
@@ -101,7 +104,8 @@ def _data_uri(plot: Plot) -> str:
 
 def _totals(report: Report) -> dict[str, int]:
     verdicts = [row.verdict for row in report.rows]
-    return {"passed": verdicts.count("pass"), "failing": verdicts.count("fail"), "excused": verdicts.count("excused")}
+    words = {"passed": "pass", "known": "known", "failing": "fail", "excused": "excused"}
+    return {key: verdicts.count(verdict) for key, verdict in words.items()}
 
 
 def _tiles(report: Report, strings: dict[str, str]) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def _row_case(row: Row, drifted: Drift | None) -> ET.Element:
     properties = ET.SubElement(case, "properties")
     for key, value in _properties(row, drifted).items():
         ET.SubElement(properties, "property", name=key, value=printable(value))
-    if row.verdict == "excused":
+    if row.verdict in ("excused", "known"):
         ET.SubElement(case, "skipped", message=printable(row.reason))
     elif row.verdict != "pass":
         detail = "".join(f"\n{key}: {value}" for key, value in _properties(row, drifted).items())
@@ -79,10 +79,12 @@ def _properties(row: Row, drifted: Drift | None) -> dict[str, str]:
 
 def _whole_cases(report: Report) -> Iterator[ET.Element]:
     lists = {"missing": report.coverage.missing, "unexpected": report.coverage.unexpected}
-    compared = any(row.accumulated is not None for row in report.rows)
-    yield _case("report", "something was compared", None if compared else "nothing was compared")
+    yield _case("report", "something was compared", None if report.compared else "nothing was compared")
     blamed = report.first_divergence
-    words = f"{blamed.name} ({blamed.precision}): {blamed.reason}" if blamed else None
+    words = None
+    if blamed is not None:
+        details = "".join(f"\n{label}: {text}" for label, text in blamed.details)
+        words = f"{blamed.name} ({blamed.precision}): {blamed.reason}{details}"
     yield _case("report", "no module diverges", words)
     for what, names in lists.items():
         yield _case("coverage", f"no name is {what}", ", ".join(names) or None)

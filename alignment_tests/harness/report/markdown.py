@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from alignment_tests.harness.judge.report import Report
 from alignment_tests.harness.report.figures import (
     MEASURES,
+    TABLE,
     TEMPLATES,
     VERDICTS,
     budget_used,
@@ -21,6 +22,7 @@ from alignment_tests.harness.report.figures import (
     gradients,
     informing,
     is_training,
+    known_lines,
     ledger,
     number,
     other_problems,
@@ -58,6 +60,8 @@ def summary_markdown(report: Report, baseline: dict[str, Any] | None = None) -> 
         gradients=gradients(report),
         informing=informing(report),
         excuses=excuses(report),
+        known=known_lines(report),
+        table=TABLE,
         drift=None if baseline is None else drift(report, baseline),
     )
     return printable(text)

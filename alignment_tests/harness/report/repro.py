@@ -60,7 +60,7 @@ def write_repro(
             save_arrays(place / f"weights_{name}.safetensors", weights)
             stored = store_module(place / f"module_{name}.pickle", module)
             models[name] = "" if stored else (build[index] if build else NO_BUILD.format(side=name))
-        facts = {"divergence": asdict(blamed), "call": asdict(call), "train": sides[0].train}
+        facts = {"divergence": asdict(blamed), "call": call.to_json(), "train": sides[0].train}
         (place / "call.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         (place / "repro.py").write_text(script(models), encoding="utf-8")
         if folder.exists():

@@ -8,12 +8,15 @@ from rich.text import Text
 
 from alignment_tests.harness.judge.report import Report, Row
 from alignment_tests.harness.report.figures import (
+    GOOD,
+    TABLE,
     VERDICTS,
     caveats,
     cosine,
     gradients,
     informing,
     is_training,
+    known_lines,
     number,
     parts,
     printable,
@@ -85,14 +88,19 @@ def _selected(report: Report, limit: int | None) -> list[Row]:
 
 def _headline(report: Report) -> Text:
     verdict = state(report)
-    style = "bold white on green" if verdict == "aligned" else "bold white on red"
+    style = "bold white on green" if verdict in GOOD else "bold white on red"
     text = Text.assemble((f" {VERDICTS[verdict]} ", style), f" {printable(report.title)}: {len(report.rows)} rows")
     for problem in report.problems[:6]:
         text.append(f"\n  {printable(problem)}", "red")
+        if report.first_divergence and problem.startswith("first divergence"):
+            for label, line in report.first_divergence.details:
+                text.append(f"\n    {label}: {printable(line)}", "bold")
     if len(report.problems) > 6:
         text.append(f"\n  ... and {len(report.problems) - 6} more", "red")
     if report.first_divergence and report.first_divergence.repro:
         text.append(f"\n  reproduce: {printable(report.first_divergence.repro)}")
+    for line in known_lines(report):
+        text.append(f"\n  known: {printable(line)}; see {TABLE}", "yellow")
     for caveat in caveats(report):
         text.append(f"\n  note: {caveat}", "yellow")
     return text
@@ -140,7 +148,7 @@ def _cells(row: Row) -> dict[str, Text]:
         "smallest\ntolerance": number(value_of(whole, "smallest_tolerance")),
         "verdict": row.verdict,
     }
-    colours = {"pass": "green", "fail": "bold red", "excused": "yellow"}
+    colours = {"pass": "green", "fail": "bold red", "excused": "yellow", "known": "yellow"}
     return {
         key: Text(printable(text), colours.get(text, "") if key == "verdict" else "") for key, text in cells.items()
     }

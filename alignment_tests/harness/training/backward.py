@@ -11,11 +11,13 @@ import numpy as np
 from alignment_tests.harness.judge.nudged_runs import Nudge, unmoved
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.adapters import adapter_for
-from alignment_tests.harness.record.nested import unflatten
+from alignment_tests.harness.record.bfloat16 import type_name
+from alignment_tests.harness.record.forms import arguments_again
+from alignment_tests.harness.record.nested import flatten, paired_slots
 from alignment_tests.harness.record.phases import LOSS
 from alignment_tests.harness.record.trace import Call, Trace
 from alignment_tests.harness.training.recording import Recording, total_last
-from alignment_tests.harness.training.trainee import Trainee
+from alignment_tests.harness.training.trainee import Trainee, layout_of
 
 
 def upstream_of(trace: Trace, call: Call) -> dict[str, Array]:
@@ -32,11 +34,16 @@ def pulled_back(
     upstream: Mapping[str, Array],
     precision: str | None,
     nudge: Nudge = unmoved,
+    made: Call | None = None,
 ) -> dict[str, Array]:
     """Gradients of one call alone, under the names of their rows; None leaves the recorded arrays in their precision.
 
     ``nudge`` moves the recorded arrays before they are cast. Gradients by half-precision arrays are scaled by a power
-    of two on their way, as the scaled loss does for a step.
+    of two on their way, as the scaled loss does for a step. ``made`` is the call as this side made it, whose containers
+    it takes.
+
+    Raises:
+        OpaqueArgumentError: the arguments cannot be made in that way.
     """
     adapter, prefix = adapter_for(side.model), f"input/{call.name}/"
     inputs = {name.removeprefix(prefix): trace[name] for name in trace if name.startswith(prefix)}
@@ -50,13 +57,18 @@ def pulled_back(
     def unscaled(array: Array) -> Array:
         return array.astype(np.float32) * np.float32(factor) if array.dtype == np.float16 else array * factor
 
-    arguments = unflatten(call.arguments, leaf)
-    given = {slot: (nudge(array) / factor).astype(precision or array.dtype) for slot, array in upstream.items()}
+    arguments = arguments_again(call.arguments, None if made is None else (made.arguments, made.form), leaf)
+    inward = paired_slots(flatten(arguments, adapter.is_tensor)[1], call.arguments)
+    outward = {} if made is None else {to: slot for slot, to in paired_slots(made.output, call.output).items()}
+    cast = {slot: (nudge(array) / factor).astype(precision or array.dtype) for slot, array in upstream.items()}
+    given = {outward.get(slot, slot): array for slot, array in cast.items()}
     by_input, by_parameter = adapter.vjp(module, arguments, given, side.scope)
-    rows = {f"grad_activation/{call.name}/{slot}": array for slot, array in by_input.items()}
+    rows = {f"grad_activation/{call.name}/{inward.get(slot, slot)}": array for slot, array in by_input.items()}
     # Parameters of modules inside are judged where those modules run alone.
-    own = {name: array for name, array in by_parameter.items() if "." not in name}
-    rows |= {f"grad_parameter/{call.module}.{name}": array for name, array in own.items()}
+    layout = layout_of(side)
+    path = layout.own_module(call.module)
+    own = {f"{path}.{name}": array for name, array in by_parameter.items() if "." not in name}
+    rows |= {f"grad_parameter/{name}": array for name, array in layout.back(own).items()}
     return {name: unscaled(array) for name, array in rows.items()} if half else rows
 
 
@@ -66,13 +78,23 @@ def power_of_two_below(value: float) -> float:
 
 
 def loss_alone(
-    trainee: Trainee, batch: Any, recording: Recording, precision: str | None, *, taught: bool, nudge: Nudge = unmoved
+    trainee: Trainee,
+    batch: Any,
+    recording: Recording,
+    precision: str | None,
+    *,
+    taught: bool,
+    nudge: Nudge = unmoved,
+    made: Call | None = None,
 ) -> dict[str, Array]:
     """Terms of the loss, and gradients by the recorded outputs of the model.
 
     In float32 the recorded assignment is used. In float64 each side assigns for itself, unless rounding decides
     otherwise: a gradient that leaks through the assigner would show. ``nudge`` moves the recorded outputs before they
-    are cast.
+    are cast. ``made`` is the call of this side's model, in whose containers its loss takes the outputs.
+
+    Raises:
+        OpaqueArgumentError: they cannot be made in that way.
     """
     adapter = adapter_for(trainee.model)
     trace = recording.trace
@@ -81,18 +103,19 @@ def loss_alone(
 
     def leaf(slot: str) -> Any:
         array = nudge(trace[f"activation/{root.name}/{slot}"])
-        kind = precision or ("float32" if array.dtype == np.float16 else array.dtype)  # losses are never in half
+        narrow = type_name(array) in ("float16", "bfloat16")
+        kind = precision or ("float32" if narrow else array.dtype)  # losses are never in half
         leaves[slot] = adapter.variable(array.astype(kind) if array.dtype.kind == "f" else array)
         return leaves[slot]
 
-    outputs = unflatten(root.output, leaf)
-    own = {} if taught else trainee.assign(outputs, batch)
+    outputs = arguments_again(root.output, None if made is None else (made.output, made.output_form), leaf)
+    decided = {} if taught else trainee.assign(outputs, batch)
     taught = taught or any(
-        recorded.dtype.kind in "biu" and not np.array_equal(np.asarray(adapter.to_numpy(own[name])), recorded)
+        recorded.dtype.kind in "biu" and not np.array_equal(np.asarray(adapter.to_numpy(decided[name])), recorded)
         for name, recorded in recording.assignment.items()
-        if name in own
+        if name in decided
     )
-    terms = trainee.losses(outputs, batch, recording.assignment if taught else own)
+    terms = trainee.losses(outputs, batch, recording.assignment if taught else decided)
     gradients = adapter.gradients(terms["total"], list(leaves.values()))
     rows = {f"loss/{name}": np.array(adapter.to_numpy(term)).reshape(1) for name, term in total_last(terms).items()}
     return rows | {f"grad_activation/{LOSS}/{slot}": grad for slot, grad in zip(leaves, gradients, strict=True)}

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from alignment_tests.harness.judge.checks import trained_fact
 from alignment_tests.harness.judge.compare import same_values
 from alignment_tests.harness.judge.nudged_runs import nudged, nudges
 from alignment_tests.harness.judge.rows import PRECISIONS
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.adapters import adapter_for
+from alignment_tests.harness.record.capture import Told, ignored
+from alignment_tests.harness.record.naming import first_names
 from alignment_tests.harness.record.temporary import Scratch
 from alignment_tests.harness.training.decisions import DecisionSink
 from alignment_tests.harness.training.parts import PartsAlone, TakenStep
 from alignment_tests.harness.training.recording import Recording, gradients_of, perform, record_step
 from alignment_tests.harness.training.steps import StepJudge
-from alignment_tests.harness.training.trainee import Make, Trainee
+from alignment_tests.harness.training.trainee import Make, Trainee, layout_of, trained_of, variables_of
 
 
 class ForcedSteps:
@@ -52,11 +55,22 @@ class ForcedSteps:
         self.candidates = {precision: candidate(precision) for precision in precisions}
         # Follows the float32 reference: one float64 step from each of its states.
         self.oracle = reference("float64") if "float32" in precisions else None
+        sides = (self.references["float64"], next(iter(self.candidates.values())))
+        theirs, ours = (first_names(variables_of(side)) for side in sides)
+        judge.ties = (theirs, ours)
         self.checks: dict[str, str] = {}
 
     def environment(self) -> dict[str, dict[str, Any]]:
         sides = {"reference": self.references["float64"], "candidate": next(iter(self.candidates.values()))}
         return {name: adapter_for(side.model).describe() for name, side in sides.items()}
+
+    def trained(self) -> dict[str, str]:
+        """Whether both sides train the same weights, where they can tell."""
+        sides = (self.references["float64"], next(iter(self.candidates.values())))
+        theirs, ours = (trained_of(side) for side in sides)
+        if theirs is None or ours is None:
+            return {}
+        return {"trained parameters": trained_fact(theirs, ours, layout_of(sides[1]))}
 
     def take(self, number: int, batch: Any, *, deep: bool) -> dict[str, float]:
         """One step of every side from the reference's state; the references move on. Their losses by precision."""
@@ -106,7 +120,7 @@ class ForcedSteps:
         single = taken.precision == "float32"
         learned = taken.recording.assignment
 
-        def step(side: Trainee, sink: DecisionSink) -> None:
+        def step(side: Trainee, sink: DecisionSink, told: Told = ignored) -> None:
             """In float64 each side learns what it assigned itself, unless rounding decided otherwise."""
             perform(
                 side,
@@ -115,6 +129,7 @@ class ForcedSteps:
                 deep=taken.deep,
                 assignment=lambda: learned if single or sink.otherwise else None,
                 gradients=taken.recording.gradients if single or self.taught_updates else None,
+                told=told,
             )
 
         share = partial(self.judge.budget.share, taken.precision)
@@ -122,7 +137,7 @@ class ForcedSteps:
         traces = (taken.recording.trace, taken.exact.trace)
         self.judge.begin(taken.number, taken.precision, *traces)
         candidate.load(taken.before)
-        step(candidate, DecisionSink(self.judge, candidate, margins, traces))
+        step(candidate, DecisionSink(self.judge, candidate, margins, traces), self.judge.take_call)
         if self.judge.end():
             after = reference.state()
             for nudge in nudges(self.judge.budget):

@@ -142,6 +142,7 @@ def parameters_of(state: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def distance(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
-    """Euclidean distance of all parameters together."""
-    squares = (float(np.square(actual[name].astype(np.float64) - array).sum()) for name, array in expected.items())
+    """Euclidean distance of all parameters together that both have; the compared steps tell what one side lacks."""
+    shared = [(actual[name].astype(np.float64), array) for name, array in expected.items() if name in actual]
+    squares = (float(np.square(own - array).sum()) for own, array in shared if own.shape == array.shape)
     return math.sqrt(sum(squares))

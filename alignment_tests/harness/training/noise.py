@@ -44,7 +44,7 @@ class Noise:
             expected, exact = reference[name], oracle[name]
             if expected.dtype.kind != "f" or not np.isfinite(expected).all():
                 continue
-            scale = float(np.abs(exact).max())
+            scale = float(np.abs(exact).max(initial=0.0))
             if is_zero(name) or scale == 0.0:
                 continue
             found.setdefault(phase, []).append(float(np.abs(expected - exact).max()) / scale)

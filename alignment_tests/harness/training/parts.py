@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -11,12 +12,12 @@ from alignment_tests.harness.judge.isolated import output_names, run_alone
 from alignment_tests.harness.judge.nudged_runs import RUNS, Nudge, largest_error, nudges, unmoved
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.adapters import adapter_for
-from alignment_tests.harness.record.nested import is_plain
+from alignment_tests.harness.record.nested import OpaqueArgumentError
 from alignment_tests.harness.record.trace import Call
 from alignment_tests.harness.training.backward import leaf_calls, loss_alone, pulled_back, upstream_of
 from alignment_tests.harness.training.recording import Recording
 from alignment_tests.harness.training.steps import StepJudge
-from alignment_tests.harness.training.trainee import Trainee
+from alignment_tests.harness.training.trainee import Trainee, modules_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PartsAlone:
     def __init__(self, judge: StepJudge, taken: TakenStep, sides: Mapping[str, Trainee]) -> None:
         self.judge, self.taken, self.sides = judge, taken, sides
         self.trace = taken.recording.trace
-        self.modules = {name: dict(adapter_for(side.model).modules(side.model)) for name, side in sides.items()}
+        self.modules = {name: dict(modules_of(side)) for name, side in sides.items()}
 
     def run(self) -> None:
         """The loss, and each module, on what the reference recorded."""
@@ -70,19 +71,26 @@ class PartsAlone:
                 self.backward(call, upstream)
 
     def calls(self) -> list[Call]:
-        """Those that can be repeated: of a module that the candidate has, with arguments that every framework knows."""
+        """Those that can be repeated, of a module that the candidate has."""
         known = self.modules["candidate"]
-        return [c for c in self.trace.calls if c.module and c.module in known and is_plain(c.arguments)]
+        return [call for call in self.trace.calls if call.module and call.module in known and call.repeatable]
+
+    def made(self, name: str, call: Call) -> Call | None:
+        """The call as that side made it."""
+        return self.judge.own_calls.get(call.name) if name == "candidate" else call
 
     def backward(self, call: Call, upstream: Mapping[str, Array]) -> None:
         """Gradients by the inputs and the parameters of one call."""
 
         def alone(name: str, nudge: Nudge = unmoved) -> dict[str, Array]:
             side, kind = self.sides[name], "float64" if name == "oracle" else None
-            return pulled_back(side, self.modules[name][call.module], self.trace, call, upstream, kind, nudge)
+            module, made = self.modules[name][call.module], self.made(name, call)
+            return pulled_back(side, module, self.trace, call, upstream, kind, nudge, made)
 
         try:
             found = alone("candidate")
+        except OpaqueArgumentError:  # it is called in another way, which the whole step judges
+            return
         except Exception as error:  # of the user's module: a finding of the report, not of the harness
             reason = f"the candidate's module raises {type(error).__name__}: {error}"[:500]
             self.judge.fail_isolated(f"grad_activation/{call.name}/{next(iter(upstream))}", reason)
@@ -97,20 +105,26 @@ class PartsAlone:
             side, kind = self.sides[name], "float64" if name == "oracle" else "float32"
             with side.scope():
                 module = self.modules[name][call.module]
-                found = run_alone(adapter_for(side.model), module, self.trace, call, kind, nudge=nudge)
+                made = self.made(name, call)
+                found = run_alone(adapter_for(side.model), module, self.trace, call, kind, nudge=nudge, own=made)
             return {name: found[slot] for name, slot in slots.items() if slot in found}
 
-        self.judge_alone(alone("candidate"), alone)
+        with suppress(OpaqueArgumentError):  # it is called in another way, which the whole step judges
+            self.judge_alone(alone("candidate"), alone)
 
     def loss(self) -> None:
         """The loss on the recorded outputs and assignment: its terms, and its gradients by the outputs."""
 
         def alone(name: str, nudge: Nudge = unmoved) -> dict[str, Array]:
             kind = "float64" if name == "oracle" else None
-            taken, taught = self.taken, "oracle" in self.sides
-            return loss_alone(self.sides[name], taken.batch, taken.recording, kind, taught=taught, nudge=nudge)
+            taken, taught, made = self.taken, "oracle" in self.sides, self.made(name, root)
+            return loss_alone(
+                self.sides[name], taken.batch, taken.recording, kind, taught=taught, nudge=nudge, made=made
+            )
 
-        self.judge_alone(alone("candidate"), alone)
+        root = next(call for call in self.trace.calls if call.module == "")
+        with suppress(OpaqueArgumentError):  # outputs that only its own code makes; the whole step judges its loss
+            self.judge_alone(alone("candidate"), alone)
 
     def judge_alone(self, found: Mapping[str, Array], alone: Alone) -> None:
         """What the candidate gave alone; ``alone`` runs the other sides."""

@@ -13,9 +13,9 @@ import numpy as np
 
 from alignment_tests.harness.record.adapter import Adapter, Array
 from alignment_tests.harness.record.adapters import adapter_for
-from alignment_tests.harness.record.capture import Recorder, Sink
+from alignment_tests.harness.record.capture import Recorder, Sink, Told, ignored
 from alignment_tests.harness.record.trace import Call, Trace, TraceWriter
-from alignment_tests.harness.training.trainee import Trainee
+from alignment_tests.harness.training.trainee import Trainee, modules_of
 
 STATE_PHASES = ("momentum", "parameter", "buffer", "ema")
 
@@ -33,8 +33,8 @@ class Recording:
 class GradientRecorder(Recorder):
     """Also keeps the activations that have gradients, each tensor once, and the names that stand for it."""
 
-    def __init__(self, adapter: Adapter, sink: Sink, *, with_inputs: bool) -> None:
-        super().__init__(adapter, sink, with_inputs=with_inputs)
+    def __init__(self, adapter: Adapter, sink: Sink, *, with_inputs: bool, told: Told = ignored) -> None:
+        super().__init__(adapter, sink, with_inputs=with_inputs, told=told)
         self.tensors: dict[str, Any] = {}
         self.aliases: dict[str, str] = {}  # name -> name under which the same tensor is kept
         self._kept: dict[tuple[Any, ...], str] = {}
@@ -59,14 +59,15 @@ def perform(
     assignment: Callable[[], Mapping[str, Array] | None] = lambda: None,
     gradients: Mapping[str, Array] | None = None,
     with_inputs: bool = False,
+    told: Told = ignored,
 ) -> tuple[list[Call], Recording]:
     """One step, phase by phase, every array to the sink; what is given of the reference takes the own one's place.
 
-    ``assignment`` is asked when the sink has got the own one.
+    ``assignment`` is asked when the sink has got the own one, ``told`` is as for ``Recorder``.
     """
     adapter = adapter_for(trainee.model)
-    recorder = GradientRecorder(adapter, sink, with_inputs=with_inputs)
-    with watching(adapter, trainee.model, recorder if deep else None):
+    recorder = GradientRecorder(adapter, sink, with_inputs=with_inputs, told=told)
+    with watching(adapter, trainee, recorder if deep else None):
         outputs = trainee.forward(batch)
     own = trainee.assign(outputs, batch)
     kept = Recording(Trace(Path()), outputs)
@@ -119,11 +120,11 @@ def record_step(
 
 
 @contextmanager
-def watching(adapter: Adapter, model: Any, recorder: Recorder | None) -> Iterator[None]:
+def watching(adapter: Adapter, trainee: Trainee, recorder: Recorder | None) -> Iterator[None]:
     if recorder is None:
         yield
         return
-    with adapter.hooks(adapter.modules(model), recorder.before, recorder.after):
+    with adapter.hooks(modules_of(trainee), recorder.before, recorder.after):
         yield
 
 
@@ -139,7 +140,7 @@ def gradients_of(trainee: Trainee, batch: Any, *, observed: bool) -> dict[str, A
     """Total loss and gradients of one step that is not finished, with every module watched or none."""
     adapter = adapter_for(trainee.model)
     recorder = GradientRecorder(adapter, Nowhere(), with_inputs=False)
-    with watching(adapter, trainee.model, recorder if observed else None):
+    with watching(adapter, trainee, recorder if observed else None):
         outputs = trainee.forward(batch)
     terms = trainee.losses(outputs, batch, trainee.assign(outputs, batch))
     gradients, _ = trainee.backward(terms["total"], list(recorder.tensors.values()))

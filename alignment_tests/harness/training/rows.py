@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from alignment_tests.harness.judge.compare import Comparison
 from alignment_tests.harness.judge.report import Coverage, Row
 from alignment_tests.harness.judge.rows import PRECISIONS
+from alignment_tests.harness.judge.unmatched import Unmatched
 from alignment_tests.harness.record.phases import GRADIENTS, causal_order, module_of, phase_of
 from alignment_tests.harness.training.steps import Key, StepJudge
 
@@ -15,15 +16,18 @@ from alignment_tests.harness.training.steps import Key, StepJudge
 def rows_of(judge: StepJudge) -> tuple[Row, ...]:
     """Rows by phase, causes first; within a phase as the reference made them, gradients backwards."""
     kinds = {call.name: call.kind for call in judge.calls}
+    unmatched = judge.unmatched()
     found = []
     for index, name in enumerate(causal_order(judge.names)):
         for precision in PRECISIONS:
             if any((name, precision) in kept for kept in (judge.accumulated, judge.isolated, judge.undecided)):
-                found.append(_row(judge, index, name, precision, kinds))
+                found.append(_row(judge, index, name, precision, kinds, unmatched))
     return tuple(found)
 
 
-def _row(judge: StepJudge, index: int, name: str, precision: str, kinds: Mapping[str, str]) -> Row:
+def _row(
+    judge: StepJudge, index: int, name: str, precision: str, kinds: Mapping[str, str], unmatched: Unmatched
+) -> Row:
     key = (name, precision)
     accumulated, isolated = judge.accumulated.get(key), judge.isolated.get(key)
     if accumulated is None and key in judge.undecided:
@@ -47,6 +51,8 @@ def _row(judge: StepJudge, index: int, name: str, precision: str, kinds: Mapping
         why = "since the whole pass is too noisy here; judged module by module" if in_parts else why
         reason = f"informs only, {why}: {reason}"
     excuse = _excuse(judge, name) if failed else None
+    if failed == [accumulated] and excuse is None:
+        excuse = unmatched.miscounted(name)
     rest = name.split("/", 1)[1]
     return Row(
         name=name,
@@ -94,13 +100,13 @@ def _excuse(judge: StepJudge, name: str) -> str | None:
 def coverage_of(judge: StepJudge, precisions: tuple[str, ...]) -> Coverage:
     compared: dict[str, int] = {}
     excused: dict[str, str] = {}
-    missing = dict(judge.missing)
+    missing, unmatched = dict(judge.missing), judge.unmatched()
     for name in judge.names:
         keys = [(name, precision) for precision in precisions]
         if name not in missing and all(key in judge.accumulated for key in keys):
             compared[phase_of(name)] = compared.get(phase_of(name), 0) + 1
     for name in [*missing, *judge.unexpected]:
-        reason = _excuse(judge, name)
+        reason = _excuse(judge, name) or unmatched.excuse(name)
         if reason is not None:
             excused[name] = reason
     return Coverage(

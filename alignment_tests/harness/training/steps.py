@@ -17,7 +17,9 @@ from alignment_tests.harness.judge.budget import Budget
 from alignment_tests.harness.judge.compare import Comparison, compare_arrays
 from alignment_tests.harness.judge.nudged_runs import Doubt, Witness, is_doubtful
 from alignment_tests.harness.judge.rows import EXCUSED
+from alignment_tests.harness.judge.unmatched import Names, Unmatched, ties_fact, with_ties
 from alignment_tests.harness.record.adapter import Array
+from alignment_tests.harness.record.nested import paired_slots
 from alignment_tests.harness.record.phases import GRADIENTS, magnitudes, phase_of
 from alignment_tests.harness.record.trace import Call, Trace
 from alignment_tests.harness.training.decisions import excuse_decisions
@@ -45,6 +47,8 @@ class StepJudge:
         self.names: dict[str, None] = {}  # every name of the reference, in order of appearance
         self.missing: dict[str, None] = {}
         self.unexpected: dict[str, None] = {}
+        self.candidate: dict[str, None] = {}  # every name of the candidate
+        self.ties: tuple[Names, Names] = ({}, {})  # of each side: name of a weight -> its first name
         self.calls: list[Call] = []
         self.noise = Noise(budget)
         self._errors: dict[str, list[float]] = {}
@@ -54,6 +58,7 @@ class StepJudge:
         self._peaks: dict[str, float] = {}
         self._neighbours: dict[str, float] = {}
         self._seen: set[str] = set()
+        self.own_calls: dict[str, Call] = {}  # of the candidate in this step and precision, if it is a deep one
 
     def begin(self, step: int, precision: str, reference: Trace, oracle: Trace) -> None:
         """The arrays that come next belong to this step and precision.
@@ -71,14 +76,16 @@ class StepJudge:
         if len(reference.calls) > len(self.calls):
             self.calls = reference.calls
         self._peaks, self._neighbours = magnitudes(oracle, self.budget.structural_zero)
-        self._errors, self._doubtful = {}, {}
+        self._errors, self._doubtful, self.own_calls = {}, {}, {}
         if precision == "float32":
             self.noise.note_reference(reference, oracle, self.is_structural_zero)
 
     def put(self, name: str, array: Array) -> None:
         """An array of the candidate's step (so that the judge is a sink)."""
         assert self._reference is not None
+        name = self._reference_name(name)
         self._seen.add(name)
+        self.candidate[name] = None
         if name not in self._reference:
             self.unexpected[name] = None
             return
@@ -102,13 +109,49 @@ class StepJudge:
 
     def alias(self, name: str, existing: str, values: Callable[[], Array]) -> None:
         assert self._reference is not None
-        same = name in self._reference and self._reference.same(name, existing)
+        name, existing = self._reference_name(name), self._reference_name(existing)
+        known = all(one in self._reference for one in (name, existing))
+        same = known and self._reference.same(name, existing)
         kept = self.accumulated.get((existing, self._precision))
         if same and kept is not None and (name, self._precision) not in self.accumulated and kept[1] == self._step:
             self._seen.add(name)
+            self.candidate[name] = None
             self._keep(self.accumulated, name, kept[0])
         else:
             self.put(name, values())
+
+    def _reference_name(self, name: str) -> str:
+        """An output under the slot that stands in the same place of the reference's containers."""
+        assert self._reference is not None
+        if name in self._reference or "#" not in name:
+            return name
+        phase, rest = name.split("/", 1)
+        call, _, slot = rest.rpartition("/")
+        recorded = next((one for one in self._reference.calls if one.name == call), None)
+        if recorded is None or call not in self.own_calls:
+            return name
+        return f"{phase}/{call}/{paired_slots(self.own_calls[call].output, recorded.output).get(slot, slot)}"
+
+    def take_call(self, call: Call) -> None:
+        """A call as the candidate makes it; it comes before its outputs."""
+        self.own_calls[call.name] = call
+
+    def unmatched(self) -> Unmatched:
+        """What one side has alone."""
+        compared = {
+            name
+            for name in self.names
+            if name not in self.missing and all((name, precision) in self.accumulated for precision in self.steps)
+        }
+        return Unmatched(with_ties(self.names, self.ties[0]), with_ties(self.candidate, self.ties[1]), compared)
+
+    def facts(self) -> dict[str, str]:
+        """What is to be told beside the rows and the noise."""
+        trained = {name for name, first in self.ties[0].items() if f"grad_parameter/{first}" in self.names}
+        names = [{f"parameter/{n}": f"parameter/{first}" for n, first in ties.items()} for ties in self.ties]
+        shared = {name: first for name, first in names[0].items() if name.partition("/")[2] in trained}
+        ties = ties_fact(shared, names[1], train=True)
+        return {} if ties is None else {"tied weights": ties}
 
     def is_structural_zero(self, name: str) -> bool:
         """Whether a gradient is zero but for rounding, next to the gradients beside it."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.adapters import adapter_for
+from alignment_tests.harness.record.layout import SAME, Layout
 
 # Relative gaps, and relative errors of the reference in what was compared -> gaps in units of what is allowed.
 Share = Callable[[Any, Any], Any]
@@ -65,6 +66,31 @@ class Trainee(Protocol):
 
 
 Make = Callable[[str], Trainee]
+
+
+def layout_of(trainee: Trainee) -> Layout:
+    """How the trainee's model is laid out beside the reference's; see ``training.mapped``."""
+    found: Layout = getattr(trainee, "layout", SAME)
+    return found
+
+
+def modules_of(trainee: Trainee) -> list[tuple[str, Any]]:
+    """(path, module) of the trainee's model, the paths those of the reference."""
+    layout = layout_of(trainee)
+    return [(layout.module(path), module) for path, module in adapter_for(trainee.model).modules(trainee.model)]
+
+
+def variables_of(trainee: Trainee) -> dict[str, Any]:
+    """Parameters and buffers by the reference's names, without those that are kept in another form."""
+    layout = layout_of(trainee)
+    held = adapter_for(trainee.model).variables(trainee.model).items()
+    return {other: tensor for name, tensor in held if layout.is_plain(name) for other in layout.partners(name)}
+
+
+def trained_of(trainee: Trainee) -> dict[str, bool] | None:
+    """Whether a step changes each parameter and buffer by its gradient, by own name; None where nobody can tell."""
+    tell = getattr(getattr(trainee, "own", trainee), "trained", None)
+    return None if tell is None else tell()
 
 
 def alike_by_image(sides: Sequence[Mapping[str, Array]]) -> Array:

@@ -131,14 +131,13 @@ def rounded(x: Any, dtype: str) -> Any:
 
 
 @fault("neck", "high_IFM.transformer_blocks.1.attn", PRECISION)
-def products_in_single(patch: Patch, model: Module) -> None:
-    """A float64 run takes a product of matrices in float32; the float32 run is as it was."""
+def products_in_bfloat16(patch: Patch, model: Module) -> None:
+    """The factors of attention's products of matrices are rounded to bfloat16."""
 
-    def single(a: Any, b: Any) -> Any:
-        kind = str(a.dtype)
-        return matmul(a.cast("float32"), b.cast("float32")).cast(kind)
+    def narrow(a: Any, b: Any) -> Any:
+        return matmul(rounded(a, "bfloat16"), rounded(b, "bfloat16"))
 
-    during(patch, at(model, "high_IFM.transformer_blocks.1.attn"), attention, "matmul", lambda right: single)
+    during(patch, at(model, "high_IFM.transformer_blocks.1.attn"), attention, "matmul", lambda right: narrow)
 
 
 # Aliasing

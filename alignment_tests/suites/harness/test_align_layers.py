@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def test_an_unknown_precision_is_refused(pair: Pair) -> None:
 
 
 class Sliced(torch.nn.Module):
-    """Gives its child an argument that is no tensor and no plain value."""
+    """Gives its child an argument that is used up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,12 +214,12 @@ class Sliced(torch.nn.Module):
         self.child = Columns()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.child(self.inner(x), slice(0, 2))
+        return self.child(self.inner(x), iter([slice(0, 2)]))
 
 
 class Columns(torch.nn.Module):
-    def forward(self, x: torch.Tensor, columns: slice) -> torch.Tensor:
-        return x[:, columns]
+    def forward(self, x: torch.Tensor, columns: Iterator[slice]) -> torch.Tensor:
+        return x[:, next(columns)]
 
 
 def test_a_call_that_cannot_be_repeated_is_reported_and_not_blamed() -> None:

@@ -21,7 +21,8 @@ from torch import nn
 
 from alignment_tests.harness import align, copy_weights
 from alignment_tests.harness.__main__ import main
-from alignment_tests.harness.bisect import bisect, constructor, load_blamed, write_script
+from alignment_tests.harness.bisect import bisect, load_blamed, write_script
+from alignment_tests.harness.judge.arguments import constructor
 from alignment_tests.harness.shrink import Inputs, shrink
 from jt_impl.runtime import jittor as jt
 
@@ -37,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AvgPool2d(**pool))
     candidate = jt.nn.Sequential(jt.nn.Conv2d(3, 2, 1), jt.nn.AvgPool2d(**pool))
     copy_weights(reference, candidate)
-    found = align(reference, candidate, IMAGES, folder=folder)
+    found = align(reference, candidate, IMAGES, strict=True, folder=folder)
     assert found.first_divergence is not None
     assert found.first_divergence.module == "1"
     return found.save(folder)

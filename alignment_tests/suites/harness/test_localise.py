@@ -161,3 +161,48 @@ def test_a_missing_array_is_blamed(name: str, module: str) -> None:
 
 def test_a_failing_row_is_blamed_before_a_missing_array() -> None:
     assert blamed(rows_of({"c"}, set()), missing=("activation/a.b#0/1",)) == ("c", "float64")
+
+
+# Strength of the evidence
+
+
+def strengths(**errors: float) -> list[Row]:
+    """Rows of calls of their own that fail alone, by how far in units of the limit."""
+    found = []
+    for module, error in errors.items():
+        comparison = replace(verdict(False, module), max_abs_error=error, budget=1.0)
+        found.append(replace(row(f"{module}#0", False, False), isolated=comparison, accumulated=comparison))
+    return found
+
+
+LINE = [Call(module, 0, "Kind", {"value": None}, {"leaf": "0"}) for module in ("x", "y", "z", "")]
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ({"x": 2.0, "y": 4000.0}, "y"),  # a float32 constant before a wrong formula
+        ({"x": 2000.0, "y": 4000.0}, "x"),
+        ({"x": 2.0, "y": 4.0}, "x"),
+        ({"x": 4000.0, "y": 2.0}, "x"),
+        ({"x": 2.0, "y": float("inf")}, "y"),
+        ({"x": 2.0, "y": 50.0, "z": 1e6}, "z"),
+    ],
+)
+def test_what_is_far_weaker_is_not_blamed_for_coming_first(errors: dict[str, float], expected: str) -> None:
+    assert blamed(strengths(**errors), LINE) == (expected, "float64")
+
+
+def test_a_call_that_was_not_judged_alone_is_blamed_for_the_first_error_inside() -> None:
+    rows = [row("a.b#0", True, False), row("a.bc#0", True, False), row("a#0", None, False), row("#0", False, False)]
+    assert blamed(rows) == ("a", "float64")
+
+
+def test_what_fails_alone_inside_a_call_explains_it() -> None:
+    rows = [row("a.b#0", False, False), row("a.bc#0", True, False), row("a#0", None, False), row("#0", False, False)]
+    assert blamed(rows) == ("a.b", "float64")
+
+
+def test_the_root_is_the_last_resort() -> None:
+    rows = [row("a.b#0", None, False), row("a#0", True, False), row("#0", False, False)]
+    assert blamed(rows) == ("a.b", "float64")

@@ -290,6 +290,7 @@ NESTS: dict[str, tuple[Any, list[str]]] = {
     "an ordered one": (OrderedDict(b=A, a=B), ["b", "a"]),
     "keys that are numbers": ({0: A, 2: B}, ["0", "2"]),
     "keys of both kinds": ({0: A, "x": B, 1.5: C}, ["0", "x", "1.5"]),
+    "keys that are None or tuples": ({None: A, (1, ("a", 2)): B}, ["None", "(1, ('a', 2))"]),
     "a key with a slash": ({"loss/box": A}, ["loss|box"]),
     "the same tensor twice": ((A, A), ["0", "1"]),
     "constants": ((None, True, 3, 0.5, "same", A), ["5"]),
@@ -344,7 +345,8 @@ OPAQUE: dict[str, tuple[Any, str, list[str]]] = {
     "a type": (Features, "builtins.type", []),
     "deep inside": ([1, {"x": (A, slice(2))}], "builtins.slice", ["1.x.0"]),
     "a dataclass": (Features((A, B), 8), f"{__name__}.Features", ["levels.0", "levels.1"]),
-    "odd keys": ({(1, 2): A}, "builtins.dict", ["(1, 2)"]),
+    "a named tuple": (Pair(A, 1), f"{__name__}.Pair", ["0"]),
+    "odd keys": ({b"a": A}, "builtins.dict", ["b'a'"]),
 }
 
 
@@ -361,8 +363,3 @@ def test_what_cannot_be_made_again_is_named_but_its_tensors_are_seen(case: str) 
 def test_two_tensors_of_one_name_are_refused(nest: Any) -> None:
     with pytest.raises(ValueError, match="two tensors of one call have the name"):
         flatten(nest, is_array)
-
-
-def test_a_named_tuple_becomes_a_tuple() -> None:
-    leaves, structure = flatten(Pair(A, B), is_array)
-    assert same_nest(unflatten(structure, leaves.__getitem__), (A, B))

@@ -149,7 +149,7 @@ MISFITS = {
     "unexpected": lambda state: state.update(extra=np.zeros(1, np.float32)),
     "transposed": lambda state: state.update({"layer.weight": state["layer.weight"].T}),
     "broadcast": lambda state: state.update({"layer.bias": np.zeros(1, np.float32)}),
-    "zero_d": lambda state: state.update(scale=np.zeros((), np.float32)),
+    "two axes for none": lambda state: state.update(scale=np.zeros((1, 1), np.float32)),
     "narrowing": lambda state: state.update({"layer.bias": np.zeros(2, np.float64)}),
     "kind": lambda state: state.update({"layer.bias": np.zeros(2, np.int32)}),
     "bool": lambda state: state.update({"layer.bias": np.zeros(2, np.bool_)}),
@@ -165,6 +165,51 @@ def test_a_misfit_is_refused_before_anything_is_written(framework: str, misfit: 
     with pytest.raises(StateMismatchError):
         load_into(model, state)
     assert_same(read_state(model), before)
+
+
+def scalar_model(framework: str) -> Any:
+    """A temperature and a counter: without axes in PyTorch, of shape (1,) in Jittor, where integers have 32 bits."""
+    if framework == "torch":
+        model = torch.nn.Module()
+        model.scale = torch.nn.Parameter(torch.tensor(0.5))
+        model.register_buffer("places", torch.tensor([3, -(2**31), 2**31 - 1]))
+        return model
+    from jt_impl.runtime import jittor as jt
+
+    model = jt.Module()
+    model.scale, model.places = jt.array([1.0]), jt.array([0, 0, 0]).stop_grad()
+    return model
+
+
+@pytest.mark.parametrize("there", FRAMEWORKS)
+@pytest.mark.parametrize("back", FRAMEWORKS)
+def test_a_number_and_integers_go_to_either_framework_and_back(there: str, back: str) -> None:
+    state = read_state(scalar_model("torch"))
+    model, again = scalar_model(there), scalar_model(back)
+    load_into(model, state)
+    load_into(again, read_state(model))
+    found = read_state(again)
+    assert found["scale"].reshape(()) == 0.5
+    assert found["places"].tolist() == state["places"].tolist()
+
+
+def test_what_jittor_has_no_array_for_is_told(jt: Any) -> None:
+    result = load_into(scalar_model("jittor"), read_state(scalar_model("torch")))
+    assert result.converted == {"scale": "() -> (1,)", "places": "int64 -> int32"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_number_loads_with_and_without_an_axis(framework: str) -> None:
+    model = small_model(framework)
+    result = load_into(model, {**small_state(), "scale": np.array(7.5, np.float32)})
+    assert (read_state(model)["scale"].tolist(), result.converted) == ([7.5], {"scale": "() -> (1,)"})
+
+
+@pytest.mark.parametrize("beyond", [2**31, -(2**31) - 1, 2**40])
+def test_an_integer_that_jittor_does_not_hold_is_refused(beyond: int, jt: Any) -> None:
+    state = {"scale": np.ones(1, np.float32), "places": np.array([0, 1, beyond])}
+    with pytest.raises(StateMismatchError, match="with values that it does not hold"):
+        load_into(scalar_model("jittor"), state)
 
 
 def test_a_mismatch_lists_every_key_sorted() -> None:
@@ -199,6 +244,49 @@ def test_tied_weights_must_be_given_equal_arrays() -> None:
     state["1.weight"] = state["1.weight"] + 1
     with pytest.raises(StateMismatchError, match=r"ties it to 0\.weight"):
         load_into(model, state)
+
+
+def tied_model(framework: str) -> Any:
+    """Two layers that share their weight."""
+    from jt_impl.runtime import jittor
+
+    nn: Any = torch.nn if framework == "torch" else jittor.nn
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("kept", ["0.weight", "1.weight"])
+def test_a_file_may_hold_a_tied_weight_once(kept: str, framework: str) -> None:
+    state = read_state(tied_model("torch"))
+    state[kept] = state[kept] + 1
+    del state["0.weight" if kept == "1.weight" else "1.weight"]
+    model = tied_model(framework)
+    result = load_into(model, state)
+    assert list(result.ignored.values()) == [f"the model ties it to {kept}, which the state holds"]
+    assert [read_state(model)[name].tolist() for name in ("0.weight", "1.weight")] == [state[kept].tolist()] * 2
+
+
+def test_a_weight_that_is_tied_elsewhere_only_is_missing() -> None:
+    state = read_state(tied_model("torch"))
+    del state["1.weight"]
+    with pytest.raises(StateMismatchError, match=r"missing.*1\.weight"):
+        load_into(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), state)
+
+
+@pytest.mark.parametrize("kind", ["ParameterList", "ParameterDict"])
+def test_parameters_in_lists_have_the_same_names_and_are_loaded(kind: str, jt: Any) -> None:
+    values = {"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)}
+    given: dict[str, Any] = {}
+    for framework, nn, tensor in (("torch", torch.nn, torch.from_numpy), ("jittor", jt.nn, jt.array)):
+        held = {name: tensor(value) for name, value in values.items()}
+        made = getattr(nn, kind)(list(held.values()) if kind == "ParameterList" else held)
+        given[framework] = nn.Sequential(made)
+    state = {name: array + 1 for name, array in read_state(given["torch"]).items()}
+    load_into(given["jittor"], state)
+    assert {n: a.tolist() for n, a in read_state(given["jittor"]).items()} == {n: a.tolist() for n, a in state.items()}
+    assert list(state) == (["0.0", "0.1"] if kind == "ParameterList" else ["0.a", "0.b"])
 
 
 @pytest.mark.parametrize("stranger", [3, torch.zeros(2), {"a": 1}], ids=["int", "tensor", "dict"])

@@ -15,7 +15,7 @@ from alignment_tests.cases.child_processes import exit_code, sheltered, stop
 from alignment_tests.conformity.zoo import table
 from alignment_tests.conformity.zoo.corrected_operators import ADAPTIVE_POOL, BATCH_NORM, MEAN, corrected
 from alignment_tests.conformity.zoo.models import ON_DEMAND, architectures, case_of
-from alignment_tests.conformity.zoo.run import CONFORMS, EXPLAINED, run
+from alignment_tests.conformity.zoo.run import CONFORMS, run
 from fixtures.runs.record import commit_of
 from jt_impl.runtime import jittor as jt
 
@@ -32,12 +32,11 @@ def test_the_sample_conforms_in_eval_mode(row: dict[str, Any]) -> None:
     assert found["as it is"]["rows"] > 100
 
 
-def test_the_step_of_the_sample_differs_by_the_mean_alone(row: dict[str, Any]) -> None:
+def test_the_sample_conforms_in_a_step(row: dict[str, Any]) -> None:
+    """Jittor's float64 gradient of a mean, which float32 numbers enter, is no difference of a model."""
     found = row["parts"]["step"]
-    assert found["verdict"] == EXPLAINED
-    assert found["causes"] == [MEAN]
-    assert 1e-9 < found["as it is"]["float64"] < 1e-6
-    assert found["corrected"]["float64"] < 1e-12
+    assert found["verdict"] == CONFORMS
+    assert found["as it is"]["float64"] < 1e-12
 
 
 def test_a_model_that_is_built_otherwise_is_reported_as_such() -> None:

@@ -1,0 +1,1 @@
+"""What the console script ``alignment`` does itself; see ``alignment_tests.cli``."""

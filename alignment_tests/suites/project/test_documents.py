@@ -55,11 +55,15 @@ def code(document: Path) -> list[str]:
 
 
 # Runs each command of a JSON list as ``python -m`` does, all in one process: most of a command's time is its imports.
+# pytest wants a process of its own, in which nothing is imported yet that it would rewrite.
 HELP = """
-import contextlib, io, json, os, runpy, sys
-found, path = [], list(sys.path)
+import contextlib, io, json, os, runpy, subprocess, sys
+found = []
 for words in json.load(sys.stdin):
-    sys.path[:] = path
+    if words[0] == "pytest":
+        done = subprocess.run([sys.executable, "-m", *words, "--help"], capture_output=True, text=True)
+        found.append([done.returncode, done.stdout + done.stderr])
+        continue
     sys.argv, output, status = [words[0], *words[1:], "--help"], io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:

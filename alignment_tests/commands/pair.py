@@ -101,8 +101,10 @@ def dotted(file: Path) -> str:
 
 
 @contextmanager
-def apart(folder: Path) -> Iterator[dict[str, ModuleType]]:
+def apart(folder: Path, beside: Path) -> Iterator[dict[str, ModuleType]]:
     """Import from this folder first, and take what was imported from it out of ``sys.modules`` again.
+
+    ``beside``: where the file itself is. Files of a package may import each other as scripts do.
 
     What is called like something in the folder, and was loaded from elsewhere, is out of the way meanwhile.
 
@@ -111,17 +113,18 @@ def apart(folder: Path) -> Iterator[dict[str, ModuleType]]:
     """
     found: dict[str, ModuleType] = {}
     before = dict(sys.modules)
-    own = {path.stem for path in folder.iterdir()} - set(sys.stdlib_module_names)
+    own = {path.stem for place in (folder, beside) for path in place.iterdir()} - set(sys.stdlib_module_names)
     strange = {name for name in own if name in before and not is_below(before[name], folder)}
     hidden = [name for name in before if name.partition(".")[0] in strange]
     for name in hidden:
         del sys.modules[name]
-    sys.path.insert(0, str(folder))
+    sys.path[:0] = [str(folder), str(beside)]
     importlib.invalidate_caches()
     try:
         yield found
     finally:
-        sys.path.remove(str(folder))
+        for place in (folder, beside):
+            sys.path.remove(str(place))
         for name, module in list(sys.modules.items()):
             known = name.partition(".")[0] in before and name.partition(".")[0] not in strange
             if before.get(name) is not module and not known and is_below(module, folder):
@@ -146,7 +149,9 @@ def load_model(found: Target, option: str) -> tuple[Any, dict[str, ModuleType]]:
     Raises:
         PairError: it cannot be imported or made, or is no model.
     """
-    with apart(found.folder.resolve()) as modules, alone_on_command_line(found):
+    folder = found.folder.resolve()
+    beside = folder if found.file is None else found.file.resolve().parent
+    with apart(folder, beside) as modules, alone_on_command_line(found):
         try:
             made: Any = imported(found)
             for name in found.names:

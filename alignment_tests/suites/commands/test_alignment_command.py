@@ -222,6 +222,15 @@ def test_a_file_of_a_package_may_import_beside_itself(project: Path) -> None:
     assert type(reference).__module__ == "original.model"
 
 
+def test_a_file_of_a_package_may_import_as_a_script_does(project: Path) -> None:
+    """A folder of scripts often has an ``__init__.py`` that nothing needs."""
+    for side in ("original", "port"):
+        (project / side / "__init__.py").write_text("")
+    models = load_pair("original/model.py:Net", "port/model.py:Net(4)")
+    assert [type(model).__module__ for model in models] == ["original.model", "port.model"]
+    assert models[1].last.weight.shape[0] == 4
+
+
 def test_a_module_may_be_named_and_a_model_that_is_made_is_taken(project: Path) -> None:
     (project / "original" / "__init__.py").write_text("")
     (project / "utils.py").write_text(UTILS["original"])

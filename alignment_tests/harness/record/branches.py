@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignment_tests.harness.record.adapter import Adapter, Array
-from alignment_tests.harness.record.operators import plain_name
+from alignment_tests.harness.record.operators import plain_name, tensors_in
 from alignment_tests.harness.record.places import Place, is_tool, place_of
 
 # What an operator may stand for: a ReLU may be written as a maximum, and anything as a choice by condition.
@@ -71,9 +71,9 @@ class BranchRecorder:
             self.found[branch] = None
             if branch not in self.watched:
                 return function(*args, **kwargs)
-            before = [np.array(self.adapter.to_numpy(tensor)) for tensor in self._tensors((args, kwargs))]
+            before = [np.array(self.adapter.to_numpy(tensor)) for tensor in tensors_in(self.adapter, (args, kwargs))]
             result = function(*args, **kwargs)
-            if _chosen(before, [self.adapter.to_numpy(tensor) for tensor in self._tensors(result)]):
+            if _chosen(before, [self.adapter.to_numpy(tensor) for tensor in tensors_in(self.adapter, result)]):
                 self.reached.add(branch)
             return result
         finally:
@@ -93,15 +93,6 @@ class BranchRecorder:
                     return Branch(kinds, tuple(modules), place, partner)
             frame = frame.f_back
         return None
-
-    def _tensors(self, nest: Any) -> Iterator[Any]:
-        if self.adapter.is_tensor(nest):
-            yield nest
-        elif isinstance(nest, (list, tuple)):
-            for item in nest:
-                yield from self._tensors(item)
-        elif isinstance(nest, dict):
-            yield from self._tensors(list(nest.values()))
 
 
 def _chosen(given: list[Array], made: list[Array]) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from alignment_tests.harness.record.adapter import Array
 from alignment_tests.harness.record.nested import flatten, is_plain, unflatten
-from alignment_tests.harness.record.right_layers_adapter import FUNCTIONS, LAYERS
+from alignment_tests.harness.record.right_layers_adapter import FUNCTIONS, LAYERS, Own
 
 # (Jittor's, the right one in the same precision, in float64) -> error over scale where they differ, else None
 Differs = Callable[[Array, Array, Array], float | None]
@@ -65,10 +65,13 @@ class Corrections:
             self._inside -= 1
         if size is None:
             return result
-        key = operator, place()
-        known = self.found.get(key)
-        self.found[key] = Difference(*key, max(size, known.size if known else 0.0))
+        self.note(operator, place(), size)
         return to_vars(expected)
+
+    def note(self, operator: str, place: str, size: float) -> None:
+        """The largest difference of each place is kept."""
+        known = self.found.get((operator, place))
+        self.found[operator, place] = Difference(operator, place, max(size, known.size if known else 0.0))
 
     def _difference(self, result: Any, expected: Any, exact: Any) -> float | None:
         own, structure = flatten(result, lambda value: isinstance(value, jt.Var))
@@ -138,36 +141,27 @@ def _layer(corrections: Corrections, path: str, module: Any, right: Callable[...
     def corrected_execute(*args: Any, **kwargs: Any) -> Any:
         held = {name: var for name, var in module.__dict__.items() if isinstance(var, jt.Var)}
         before = {name: to_tensor(var) for name, var in held.items()}
-        moved: dict[str, torch.Tensor] = {}
+        after: dict[Any, Own] = {}  # dtype, None for the layer's own -> what PyTorch leaves in its place
 
         def compute(dtype: Any) -> Any:
             given = to_tensors({"args": list(args), "kwargs": kwargs}, dtype)
             own = {name: cast(tensor.clone(), dtype) for name, tensor in before.items()}
             with torch.no_grad():
                 result = right(module, own, *given["args"], **given["kwargs"])
-            if dtype is None:
-                moved.update({name: own[name] for name in own if not torch.equal(own[name], before[name])})
+            after[dtype] = own
             return result
 
         result = corrections.call(operator, lambda: path, lambda: execute(*args, **kwargs), compute)
-        if not corrections._inside:
-            _correct_buffers(corrections, operator, path, held, moved)
+        for name, tensor in after.get(None, {}).items() if torch.float64 in after else ():
+            if torch.equal(tensor, before[name]):
+                continue  # no buffer, or one that this call does not move
+            size = corrections.differs(held[name].numpy(), tensor.numpy(), after[torch.float64][name].numpy())
+            if size is not None:
+                held[name].update(to_var(tensor).stop_grad())
+                corrections.note(operator, path, size)
         return result
 
     return corrected_execute
-
-
-def _correct_buffers(
-    corrections: Corrections, operator: str, path: str, held: dict[str, Any], moved: dict[str, torch.Tensor]
-) -> None:
-    for name, tensor in moved.items():
-        right = tensor.numpy()
-        size = corrections.differs(held[name].numpy(), right, right.astype(np.float64))
-        if size is not None:
-            held[name].update(to_var(tensor).stop_grad())
-            known = corrections.found.get((operator, path))
-            largest = max(size, known.size if known else 0.0)
-            corrections.found[operator, path] = Difference(operator, path, largest)
 
 
 def _function(corrections: Corrections, name: str, original: Any) -> Any:

@@ -114,7 +114,7 @@ class Recorder:
             return result
         self._busy = True
         try:
-            given = list(self._tensors((args, kwargs)))
+            given = list(tensors_in(self.adapter, (args, kwargs)))
             inputs = tuple(self._value(tensor) for tensor in given)
             before = [self.adapter.key(tensor) for tensor in given]
             if self.inner:
@@ -124,7 +124,9 @@ class Recorder:
                     self.trace.inner.append(signature(self.adapter.to_numpy(part)))
             result = function(*args, **kwargs)
             written = [t for t, key in zip(given, before, strict=True) if self.adapter.key(t) != key]
-            self._note(name, function, args, kwargs, inputs, [*written, *self._tensors(result)], bool(written))
+            self._note(
+                name, function, args, kwargs, inputs, [*written, *tensors_in(self.adapter, result)], bool(written)
+            )
         finally:
             self._busy, self._room = False, 0
         return result
@@ -192,19 +194,11 @@ class Recorder:
     def _note_inner(self, result: Any) -> None:
         room, self._room = self._room, 0
         self.trace.inner += [
-            signature(self.adapter.to_numpy(tensor)) for tensor in self._tensors(result) if _count(tensor) <= room
+            signature(self.adapter.to_numpy(tensor))
+            for tensor in tensors_in(self.adapter, result)
+            if _count(tensor) <= room
         ]
         self._room = room
-
-    def _tensors(self, nest: Any) -> Iterator[Any]:
-        if self.adapter.is_tensor(nest):
-            yield nest
-        elif isinstance(nest, (list, tuple)):
-            for item in nest:
-                yield from self._tensors(item)
-        elif isinstance(nest, dict):
-            for item in nest.values():
-                yield from self._tensors(item)
 
     def _constants(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The plain arguments, by name where the function tells its names, with its defaults."""
@@ -214,7 +208,7 @@ class Recorder:
             named = dict(bound.arguments)
         except (TypeError, ValueError):  # of C++
             named = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
-        axes = next((len(tensor.shape) for tensor in self._tensors((args, kwargs))), 0)
+        axes = next((len(tensor.shape) for tensor in tensors_in(self.adapter, (args, kwargs))), 0)
         found = {}
         for name, value in named.items():
             if name in DIMENSIONS and type(value) is int and value < 0:
@@ -261,3 +255,12 @@ def is_plain(value: Any) -> bool:
 
 def _count(tensor: Any) -> int:
     return int(np.prod([int(length) for length in tensor.shape], dtype=np.int64))
+
+
+def tensors_in(adapter: Adapter, nest: Any) -> Iterator[Any]:
+    """The tensors in lists, tuples and dicts, as functions take and return them."""
+    if adapter.is_tensor(nest):
+        yield nest
+    elif isinstance(nest, (list, tuple, dict)):
+        for item in nest.values() if isinstance(nest, dict) else nest:
+            yield from tensors_in(adapter, item)

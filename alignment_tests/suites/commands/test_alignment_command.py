@@ -240,8 +240,11 @@ def test_a_module_may_be_named_and_a_model_that_is_made_is_taken(project: Path) 
 
 def test_a_file_that_reads_the_command_line_finds_nothing_there(project: Path) -> None:
     file = project / "original" / "model.py"
-    file.write_text("import argparse\nargparse.ArgumentParser().parse_args()\n" + file.read_text())
-    load_pair("original/model.py:Net", "port/model.py:Net")
+    file.write_text("import sys\nWORDS = list(sys.argv)\n" + file.read_text())
+    before = list(sys.argv)
+    reference, _ = load_pair("original/model.py:Net", "port/model.py:Net")
+    assert type(reference).forward.__globals__["WORDS"] == ["original/model.py"]
+    assert sys.argv == before
 
 
 def test_weights_follow_the_seed(project: Path) -> None:

@@ -312,6 +312,8 @@ def test_progress_ends_while_another_process_holds_its_pipe(monkeypatch: pytest.
 
 def test_progress_can_be_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGN_PROGRESS", "0")
-    monkeypatch.setattr(subprocess, "Popen", None)
+    started: list[Any] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **options: started.append(words))
     with runtime.progress():
         pass
+    assert started == []
